@@ -1,0 +1,1 @@
+"""Autoencoders: encoder + bottleneck + decoder."""

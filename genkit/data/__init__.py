@@ -1,0 +1,1 @@
+"""Data sources: names, image folders, zips and latents files behind one interface."""

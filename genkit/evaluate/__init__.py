@@ -1,0 +1,1 @@
+"""Feature extractors and the metrics of torch-fidelity."""

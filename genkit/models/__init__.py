@@ -1,0 +1,1 @@
+"""Model families, one file each; `genkit.registry.find` imports them by name."""

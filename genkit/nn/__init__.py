@@ -1,0 +1,1 @@
+"""Layers: take plain numbers, know no schedule and no loss."""

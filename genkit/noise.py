@@ -1,0 +1,85 @@
+"""Counter-based random numbers: row i of every draw is a pure function of (seed, stream, index[i]).
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), vectorised over tensors, so the
+same numbers come from any device, batch size and number of processes. Streams separate the uses of one seed.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Streams. Sampler step k draws from STEP + k.
+INITIAL, TIME, EPS, DROP, SHUFFLE, FLIP, POSTERIOR, LABEL, BOOTSTRAP = range(9)
+STEP = 1 << 20
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(high, low) 32-bit halves of a * b. b holds 32-bit values in int64, where the full product would overflow."""
+    low16, high16 = b & 0xFFFF, b >> 16
+    partial = a * low16
+    middle = a * high16 + (partial >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (partial & 0xFFFF)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Four 32-bit outputs (int64 tensors) of Philox4x32-10 for a counter of four 32-bit words and a 64-bit key."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        high0, low0 = _multiply(_M0, c0)
+        high1, low1 = _multiply(_M1, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    return c0, c1, c2, c3
+
+
+def bits(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
+    """(B, count) random 32-bit integers in int64. index: (B,) int64, non-negative."""
+    blocks = -(-count // 4)
+    index = index.to(torch.int64)[:, None]
+    block = torch.arange(blocks, device=index.device)[None, :]
+    shape = torch.broadcast_shapes(index.shape, block.shape)
+    counter = (
+        block.expand(shape),
+        (index & _MASK).expand(shape),
+        ((index >> 32) & _MASK).expand(shape),
+        torch.full(shape, stream & _MASK, dtype=torch.int64, device=index.device),
+    )
+    words = philox(counter, (seed & _MASK, (seed >> 32) & _MASK))
+    return torch.stack(words, dim=-1).flatten(1)[:, :count]
+
+
+def uniform(seed: int, stream: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """(B, *shape) float32 numbers, uniform on [0, 1): multiples of 2^-24."""
+    words = bits(seed, stream, index, math.prod(shape))
+    return ((words >> 8).float() * 2.0**-24).reshape(len(index), *shape)
+
+
+def normal(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float32 standard normal numbers by the Box-Muller transform (|z| < 6.7)."""
+    count = math.prod(shape)
+    pairs = -(-count // 2)
+    words = bits(seed, stream, index, 2 * pairs)
+    # (w + 1/2) / 2^32 lies strictly inside (0, 1), so the logarithm is finite. float64 keeps devices in agreement.
+    u = (words.double() + 0.5) * 2.0**-32
+    radius = torch.sqrt(-2.0 * torch.log(u[:, :pairs]))
+    angle = (2.0 * math.pi) * u[:, pairs:]
+    z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+    return z[:, :count].float().reshape(len(index), *shape)
+
+
+def integers(seed: int, stream: int, index: Tensor, high: int, shape: tuple[int, ...] = ()) -> Tensor:
+    """(B, *shape) int64 numbers, uniform on 0 … high - 1 (high < 2^31; bias below high / 2^32)."""
+    words = bits(seed, stream, index, math.prod(shape))
+    return ((words * high) >> 32).reshape(len(index), *shape)
+
+
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """(n,) int64 permutation of 0 … n - 1 for one epoch, the same on every machine."""
+    words = bits(seed, SHUFFLE, torch.tensor([epoch]), 2 * n)[0]
+    return torch.argsort((words[:n] << 31) ^ words[n:], stable=True)

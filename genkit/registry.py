@@ -1,0 +1,46 @@
+"""MODELS: the name of a model family -> how to configure, build and train it. Files name models, never code."""
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .data.source import Info
+    from .train.objective import Objective
+
+
+class Entry(NamedTuple):
+    """One model family: what `genkit train NAME` shows, how its network is built and what it minimises."""
+
+    help: str
+    config: type  # frozen dataclass of `config.arg` fields
+    build: "Callable[[Any, Info], nn.Module]"
+    objective: "Callable[[nn.Module, Any, Info], Objective]"
+    latents: bool = False  # can train on a latents file
+    verbs: tuple[str, ...] = ()  # the verbs that a checkpoint of it serves: "sample", "encode", ...
+
+
+MODELS: dict[str, Entry] = {}
+FAMILIES = ("vae", "ddpm", "classifier")  # one module each in genkit.models, imported on demand
+
+
+def register(name: str, entry: Entry) -> None:
+    """Make `entry` known as `name`; called once by each module of genkit.models."""
+    MODELS[name] = entry
+
+
+def find(name: str) -> Entry:
+    """The entry registered as `name`.
+
+    Raises:
+        InputError: when there is no such model, with the closest name.
+    """
+    if name not in FAMILIES and name not in MODELS:
+        raise unknown("model", name, (*FAMILIES, *MODELS))
+    if name not in MODELS:
+        importlib.import_module(f"genkit.models.{name}")
+    return MODELS[name]

@@ -1,0 +1,1 @@
+"""Training: objectives with phases, the one loop, averaging, the run folder."""

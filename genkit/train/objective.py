@@ -1,0 +1,63 @@
+"""What a model family tells the training loop: its phases and the loss of each."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import noise as rng
+from ..data.source import Batch
+
+
+class Phase(NamedTuple):
+    """One optimiser of a step: single-loss training has one phase, adversarial training two."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    lr_scale: float = 1.0
+    start: int = 0  # first step at which the phase runs
+    every: int = 1
+
+
+class Loss(NamedTuple):
+    """total: 0-dim, what the phase minimises; logs: 0-dim detached tensors by name, averaged between log lines."""
+
+    total: Tensor
+    logs: dict[str, Tensor]
+
+
+class Noise(NamedTuple):
+    """Random numbers of one training batch: row i depends on (seed, stream, position[i]) only.
+
+    position: (B,) int64, the example's place in the endless sequence of examples seen in training.
+    """
+
+    seed: int
+    position: Tensor
+
+    def normal(self, stream: int, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) standard normal numbers on the device of `position`."""
+        return rng.normal(self.seed, stream, self.position, shape)
+
+    def uniform(self, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
+        """(B, *shape) numbers, uniform on [0, 1)."""
+        return rng.uniform(self.seed, stream, self.position, shape)
+
+
+class Objective(nn.Module):
+    """A loss over a batch. `model` is the part that is averaged (EMA), saved and sampled from."""
+
+    model: nn.Module
+
+    def phases(self) -> list[Phase]:
+        """One phase over all trainable parameters of the model, unless the family says otherwise."""
+        return [Phase("main", [p for p in self.model.parameters() if p.requires_grad])]
+
+    def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
+        """The loss of `phase`: the mean over the batch, so that accumulation and data parallelism average it."""
+        raise NotImplementedError(phase)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """Numbers worth reporting on held-out data, each a mean over the batch; the training loss by default."""
+        return self.loss(self.phases()[0].name, batch, noise).logs

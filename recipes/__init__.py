@@ -1,0 +1,1 @@
+"""Recipes: settings of an experiment as TOML, pipelines as Makefiles and shell scripts."""
