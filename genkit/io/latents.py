@@ -1,0 +1,114 @@
+"""Tensors that travel between verbs: latents of a codec, noise of an inversion, images as floats."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .checkpoint import command_line
+from .tensors import json_field, load_tensors, save_tensors, tensor_bytes
+
+KINDS = ("latents", "noise", "images")
+
+
+class Latents(NamedTuple):
+    """z: (N, C, H, W) float32 as the codec gave it; (z - shift) / scale has mean 0 and variance 1 per channel.
+
+    kind "latents": written by `encode` or sampled from a latent model. kind "noise": written by `invert`, the x_t
+    at the largest time; `model` is the sha256 of the model that inverted. kind "images": floats in [-1, 1].
+    """
+
+    z: Tensor
+    kind: str = "latents"
+    labels: Tensor | None = None  # (N,) int64
+    captions: list[str] | None = None
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    codec: str = ""  # sha256 of the weights of the codec that wrote or will decode them
+    model: str = ""  # sha256 of the diffusion model, where one was involved
+    classes: tuple[str, ...] = ()
+    extra: dict[str, Any] | None = None  # JSON: seeds, times, the source's name
+
+
+def _pack(latents: Latents) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    tensors = {"latents": latents.z.float()}
+    if latents.labels is not None:
+        tensors["labels"] = latents.labels.to(torch.int64)
+    metadata = {
+        "shape": json.dumps(list(latents.z.shape[1:])),
+        "shift": json.dumps(list(latents.shift)),
+        "scale": json.dumps(list(latents.scale)),
+        "codec": latents.codec,
+        "model": latents.model,
+        "classes": json.dumps(list(latents.classes)),
+        "extra": json.dumps(latents.extra or {}),
+        "command": command_line(),
+    }
+    if latents.captions is not None:
+        metadata["captions"] = json.dumps(latents.captions)
+    return tensors, latents.kind, metadata
+
+
+def save_latents(path: Path, latents: Latents) -> None:
+    """Write `latents` atomically."""
+    tensors, kind, metadata = _pack(latents)
+    save_tensors(path, tensors, kind, metadata)
+
+
+def latents_bytes(latents: Latents) -> bytes:
+    """The file as bytes, for a pipe."""
+    return tensor_bytes(*_pack(latents))
+
+
+def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) -> Latents:
+    """The latents in a file, a folder of shards (`00000.safetensors`, …) or the bytes of a pipe.
+
+    Raises:
+        InputError: when they are missing, damaged, of another kind, or shards disagree.
+    """
+    if isinstance(source, Path) and source.is_dir():
+        return _load_shards(source, kinds)
+    name = "standard input" if isinstance(source, bytes) else str(source)
+    tensors, metadata = load_tensors(source, kinds)
+    z, labels = tensors.get("latents"), tensors.get("labels")
+    if z is None or z.ndim != 4 or not z.is_floating_point() or len(z) == 0:
+        raise InputError(f"{name}: 'latents' must be a float tensor (N, C, H, W) with N > 0")
+    shift, scale = (tuple(json_field(name, metadata, key)) for key in ("shift", "scale"))
+    if any(len(s) not in (0, z.shape[1]) for s in (shift, scale)) or not all(s > 0 for s in scale):
+        raise InputError(f"{name}: shift and scale must have one value per channel ({z.shape[1]}), scale positive")
+    captions = json_field(name, metadata, "captions") if "captions" in metadata else None
+    if any(rows is not None and len(rows) != len(z) for rows in (labels, captions)):
+        raise InputError(f"{name}: there must be one label and one caption per latent ({len(z)})")
+    return Latents(
+        z=z.float(),
+        kind=metadata["kind"],
+        labels=labels,
+        captions=captions,
+        shift=shift,
+        scale=scale,
+        codec=metadata.get("codec", ""),
+        model=metadata.get("model", ""),
+        classes=tuple(json_field(name, metadata, "classes")),
+        extra=json_field(name, metadata, "extra"),
+    )
+
+
+def _load_shards(folder: Path, kinds: tuple[str, ...]) -> Latents:
+    paths = sorted(folder.glob("[0-9]*.safetensors"))
+    if not paths:
+        raise InputError(f"{folder} holds no shards (00000.safetensors, …)")
+    parts = [load_latents(path, kinds) for path in paths]
+    first = parts[0]
+    for path, part in zip(paths, parts):
+        if (part.z.shape[1:], part.codec, part.scale) != (first.z.shape[1:], first.codec, first.scale):
+            raise InputError(f"{path} was written by another codec or run than {paths[0]}; encode the folder afresh")
+    labels = [p.labels for p in parts if p.labels is not None]
+    captions = [p.captions for p in parts if p.captions is not None]
+    return first._replace(
+        z=torch.cat([p.z for p in parts]),
+        labels=torch.cat(labels) if len(labels) == len(parts) else None,
+        captions=sum(captions, []) if len(captions) == len(parts) else None,
+    )

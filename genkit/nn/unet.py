@@ -1,0 +1,175 @@
+"""The U-Net of Ho et al. 2020 (DDPM), with the options that small budgets want."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genkit.nn.blocks import Attention, Downsample, ResBlock, Upsample, group_norm, sinusoid, zero
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual blocks, each with attention or not, then the change of resolution."""
+
+    def __init__(
+        self, blocks: Sequence[ResBlock], attentions: Sequence[nn.Module], resize: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resize = resize
+
+
+class UNet(nn.Module):
+    """A U-Net over images, told the noise level and, with `classes`, a class.
+
+    The defaults are the CIFAR-10 network of Ho et al. 2020, appendix B: `UNet(3, 3, 32)` has 35,746,307 parameters and
+    the graph of the released model.
+
+    channels_in, channels_out: of the images, before `patch`.
+    size: height and width the network is built for; it decides which levels have attention. Other sizes run.
+    width, multipliers: channels of level i are width * multipliers[i]; every level but the last halves the size.
+    blocks: residual blocks a level on the way down (one more on the way up).
+    attention: feature-map sizes, i.e. size / patch / 2^level, with attention after each residual block.
+    middle_attention: attention between the two residual blocks of the bottom.
+    head_dim: channels of an attention head; None is one head.
+    classes: number of classes, 0 for none. Index `classes` is one more, the null class.
+    patch: space-to-depth at the input and its inverse at the output. patch=2 makes 28x28 a 14x14 map of 4x the channels,
+        a quarter of the work; convolutions at full resolution are most of the cost and little of the quality.
+    scale_shift, skip_scale: see `ResBlock`.
+
+    Raises:
+        ValueError: `size` is not a multiple of patch * 2^(levels - 1), or `attention` names no level.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        size: int,
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        middle_attention: bool = True,
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        classes: int = 0,
+        patch: int = 1,
+        scale_shift: bool = False,
+        skip_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"width must be even for the sine and cosine embedding, got {width}")
+        self.patch, self.classes = patch, classes
+        self.factor = patch * 2 ** (len(multipliers) - 1)
+        self._check(size, size)
+        sizes = [size // patch >> i for i in range(len(multipliers))]
+        if strange := [s for s in attention if s not in sizes]:
+            raise ValueError(f"attention sizes must be among the feature-map sizes {sizes}, got {strange}")
+        channels = [width * m for m in multipliers]
+        embedding = 4 * width
+
+        def block(a: int, b: int) -> ResBlock:
+            return ResBlock(a, b, embedding, dropout, scale_shift, skip_scale)
+
+        def attend(c: int, wanted: bool) -> nn.Module:
+            return Attention(c, head_dim, skip_scale) if wanted else nn.Identity()
+
+        self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(classes + 1, embedding) if classes else None
+        self.conv_in = nn.Conv2d(channels_in * patch**2, width, 3, padding=1)
+
+        # Every map made on the way down is used once on the way up: `skips` holds their channels.
+        skips, c = [width], width
+        self.down = nn.ModuleList()
+        for i, out in enumerate(channels):
+            last = i == len(channels) - 1
+            made = [block(c if j == 0 else out, out) for j in range(blocks)]
+            attentions = [attend(out, sizes[i] in attention) for _ in made]
+            self.down.append(Level(made, attentions, None if last else Downsample(out)))
+            skips += [out] * (blocks if last else blocks + 1)
+            c = out
+
+        self.middle1, self.middle_attention = block(c, c), attend(c, middle_attention)
+        self.middle2 = block(c, c)
+
+        self.up = nn.ModuleList()
+        for i, out in reversed(list(enumerate(channels))):
+            made = []
+            for _ in range(blocks + 1):
+                made.append(block(c + skips.pop(), out))
+                c = out
+            attentions = [attend(out, sizes[i] in attention) for _ in made]
+            self.up.append(Level(made, attentions, Upsample(out) if i else None))
+
+        self.norm_out = group_norm(c)
+        self.conv_out = nn.Conv2d(c, channels_out * patch**2, 3, padding=1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        # Ho et al. 2020: Xavier uniform with zero biases, and zero for the last layer of every residual branch and of
+        # the network. The latter is worth much at a short budget: the first prediction is 0, not noise.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                zero(module.conv2)
+            elif isinstance(module, Attention):
+                zero(module.out)
+        zero(self.conv_out)
+
+    def _check(self, height: int, width: int) -> None:
+        if height % self.factor or width % self.factor:
+            levels = (self.factor // self.patch).bit_length()
+            raise ValueError(
+                f"image size must be a multiple of {self.factor} (patch {self.patch}, {levels} levels), got "
+                f"{height}x{width}: use fewer multipliers, a smaller patch or another size"
+            )
+
+    def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
+        """The network's output (B, channels_out, H, W) in the dtype of `x`.
+
+        x: (B, channels_in, H, W). noise_level: (B,) float, the schedule's embedding of the time. label: (B,) int64 in
+        [0, classes], where `classes` is the null class; None is the null class for all.
+
+        Raises:
+            ValueError: H or W does not divide, or a label for a network without classes.
+        """
+        self._check(*x.shape[2:])
+        if label is not None and self.label is None:
+            raise ValueError("this network was built without classes (classes=0), so label must be None")
+        dtype = self.conv_in.weight.dtype
+        embedding = self.time(sinusoid(noise_level, self.time[0].in_features).to(dtype))
+        if self.label is not None:
+            null = torch.full((x.shape[0],), self.classes, device=x.device) if label is None else label
+            embedding = embedding + self.label(null)
+        embedding = F.silu(embedding)
+
+        h = self.conv_in(F.pixel_unshuffle(x.to(dtype), self.patch))
+        skips = [h]
+        for level in self.down:
+            for block, attention in zip(level.blocks, level.attentions, strict=True):
+                h = attention(block(h, embedding))
+                skips.append(h)
+            if level.resize is not None:
+                h = level.resize(h)
+                skips.append(h)
+
+        h = self.middle2(self.middle_attention(self.middle1(h, embedding)), embedding)
+
+        for level in self.up:
+            for block, attention in zip(level.blocks, level.attentions, strict=True):
+                h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+            if level.resize is not None:
+                h = level.resize(h)
+
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(h, self.patch).to(x.dtype)
