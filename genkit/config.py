@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from .errors import InputError, unknown
 
 T = TypeVar("T")
+REQUIRED = ""  # the default of a positional argument without one
 
 
 def arg(
@@ -23,9 +24,16 @@ def arg(
     max: float | None = None,
     choices: tuple[str, ...] | None = None,
     panel: str | None = None,
+    short: str | None = None,
+    positional: bool = False,
 ) -> Any:
-    """A dataclass field with its help text, inclusive bounds, allowed words and the help panel it is shown in."""
-    meta = {"help": help, "min": min, "max": max, "choices": choices, "panel": panel}
+    """A dataclass field with its help text, inclusive bounds, allowed words and the help panel it is shown in.
+
+    short: a one-letter flag such as "-n". positional: an argument of the command instead of an option; with the
+    default `REQUIRED` it must be given.
+    """
+    meta = {"help": help, "min": min, "max": max, "choices": choices, "panel": panel, "short": short,
+            "positional": positional}  # fmt: skip
     return dataclasses.field(default=default, metadata=meta)
 
 

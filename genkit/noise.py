@@ -19,11 +19,9 @@ _MASK = 0xFFFFFFFF
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(high, low) 32-bit halves of a * b. b holds 32-bit values in int64, where the full product would overflow."""
-    low16, high16 = b & 0xFFFF, b >> 16
-    partial = a * low16
-    middle = a * high16 + (partial >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (partial & 0xFFFF)
+    """(high, low) 32-bit halves of a * b. The product wraps around in int64, and its 64 bits are still right."""
+    product = a * b
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -1,15 +1,16 @@
 """MODELS: the name of a model family -> how to configure, build and train it. Files name models, never code."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-    from .data.source import Info
+    from .data.source import Batch, Info
     from .train.objective import Objective
 
 
@@ -21,7 +22,10 @@ class Entry(NamedTuple):
     build: "Callable[[Any, Info], nn.Module]"
     objective: "Callable[[nn.Module, Any, Info], Objective]"
     latents: bool = False  # can train on a latents file
-    verbs: tuple[str, ...] = ()  # the verbs that a checkpoint of it serves: "sample", "encode", ...
+    verbs: tuple[str, ...] = ()  # the verbs that a checkpoint of it serves: "sample prior", "encode", ...
+    defaults: Mapping[str, Any] = MappingProxyType({})  # of train.config.OptimConfig, where this family differs
+    # (averaged model, config, info, some examples) -> (N, C, H, W) pictures of how training goes, in the data's units
+    preview: "Callable[[nn.Module, Any, Info, Batch], Tensor] | None" = None
 
 
 MODELS: dict[str, Entry] = {}
@@ -44,3 +48,8 @@ def find(name: str) -> Entry:
     if name not in MODELS:
         importlib.import_module(f"genkit.models.{name}")
     return MODELS[name]
+
+
+def serving(verb: str) -> tuple[str, ...]:
+    """The names of the model families whose checkpoints serve `verb`."""
+    return tuple(name for name in FAMILIES if verb in find(name).verbs)

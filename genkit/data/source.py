@@ -33,11 +33,20 @@ class Source(Protocol):
     """A finite, ordered set of examples."""
 
     info: Info
+    notes: list[str]  # what a person should know about how the data was read, one line each, for stderr
 
     def __len__(self) -> int: ...
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
         """One Batch per index tensor (B,) int64 on the CPU, in order; lazily, so `indices` may be endless."""
+        ...
+
+
+class ImageSource(Source, Protocol):
+    """A Source of kind "images"."""
+
+    def uint8(self, indices: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 on the CPU: the stored pixels of examples `indices`, (B,) int64."""
         ...
 
 

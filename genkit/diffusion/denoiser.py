@@ -22,8 +22,13 @@ Denoise = Callable[[Tensor, Tensor], Prediction]  # (x, t) with every condition 
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
-    """`values` () or (B,) shaped to broadcast against x (B, …), in x's type."""
-    return values.to(x.dtype).reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values.to(x)
+    """`values` () or (B,) in x's type, shaped to broadcast against x (B, …).
+
+    A 0-dim tensor stays on the CPU, where arithmetic with a device tensor needs no copy and no sync.
+    """
+    if values.ndim == 0:
+        return values.to(x.dtype)
+    return values.to(x.device, x.dtype).reshape(values.shape + (1,) * (x.ndim - 1))
 
 
 class Denoiser(nn.Module):
@@ -48,6 +53,21 @@ class Denoiser(nn.Module):
         y = self.output(x, t, cond)
         alpha, sigma = (expand(f(t), x) for f in (self.schedule.alpha, self.schedule.sigma))
         return Prediction(*solve(y, x, alpha, sigma, self.target, self.data_std))
+
+
+def clipped(denoise: Denoise, schedule: Schedule, low: float = -1.0, high: float = 1.0) -> Denoise:
+    """`denoise` with x0 kept in [low, high] and eps made consistent with it (Ho et al. 2020's code).
+
+    A sampler run backwards (inversion) must not use it: clipping cannot be undone.
+    """
+
+    def clip(x: Tensor, t: Tensor) -> Prediction:
+        prediction = denoise(x, t)
+        x0 = prediction.x0.clamp(low, high)
+        alpha, sigma = (expand(f(t), x) for f in (schedule.alpha, schedule.sigma))
+        return prediction._replace(x0=x0, eps=(x - alpha * x0) / sigma)
+
+    return clip
 
 
 def bind(model: Denoiser, cond: Tensor | None = None) -> Denoise:

@@ -41,7 +41,8 @@ def _table(log_alpha_bar: Tensor) -> Schedule:
         # expm1 keeps the digits that 1 - alpha_bar loses near t = 0
         return torch.sqrt(-torch.expm1(log_bar(t))).to(t.dtype)
 
-    return Schedule(alpha, sigma, lambda t: t * steps - 1)
+    # the chain's first step is 0: at t = 0 itself (inversion starts there) the network is told the same
+    return Schedule(alpha, sigma, lambda t: (t * steps - 1).clamp(min=0))
 
 
 def linear(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 2e-2) -> Schedule:

@@ -65,7 +65,7 @@ class UNet(nn.Module):
             raise ValueError(f"width must be even for the sine and cosine embedding, got {width}")
         self.patch, self.classes = patch, classes
         self.factor = patch * 2 ** (len(multipliers) - 1)
-        self._check(size, size)
+        self.check_size(size, size)
         sizes = [size // patch >> i for i in range(len(multipliers))]
         if strange := [s for s in attention if s not in sizes]:
             raise ValueError(f"attention sizes must be among the feature-map sizes {sizes}, got {strange}")
@@ -126,7 +126,7 @@ class UNet(nn.Module):
                 zero(module.out)
         zero(self.conv_out)
 
-    def _check(self, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int) -> None:
         if height % self.factor or width % self.factor:
             levels = (self.factor // self.patch).bit_length()
             raise ValueError(
@@ -143,7 +143,7 @@ class UNet(nn.Module):
         Raises:
             ValueError: H or W does not divide, or a label for a network without classes.
         """
-        self._check(*x.shape[2:])
+        self.check_size(*x.shape[2:])
         if label is not None and self.label is None:
             raise ValueError("this network was built without classes (classes=0), so label must be None")
         dtype = self.conv_in.weight.dtype

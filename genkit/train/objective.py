@@ -61,3 +61,7 @@ class Objective(nn.Module):
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Numbers worth reporting on held-out data, each a mean over the batch; the training loss by default."""
         return self.loss(self.phases()[0].name, batch, noise).logs
+
+    def forward(self, phase: str, batch: Batch, noise: Noise) -> Loss:
+        """`loss`, under the name that DistributedDataParallel and torch.compile hook into."""
+        return self.loss(phase, batch, noise)

@@ -1,0 +1,135 @@
+"""The `genkit` command: a table of verbs whose modules, and torch with them, are imported only when one runs."""
+
+import importlib
+import sys
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from genkit.errors import unknown
+
+from .console import exit_code
+
+ClickException = typer.BadParameter.__mro__[2]  # typer carries its own click; this is its base of usage errors
+
+
+class Verb(NamedTuple):
+    """A line of the table: the module of genkit_cli that has `command(name)`, and the line of help."""
+
+    module: str
+    help: str
+    panel: str = ""
+
+
+VERBS = {
+    "train": Verb("train", "Train a model: vae, ddpm, classifier.", "Make"),
+    "sample": Verb("sample", "Draw new images or latents from a model.", "Make"),
+    "encode": Verb("encode", "Images to the latents of a codec.", "Convert"),
+    "decode": Verb("decode", "Latents back to images.", "Convert"),
+    "invert": Verb("invert", "Images to the noise that regenerates them.", "Convert"),
+    "interpolate": Verb("interpolate", "A path between two images, latents or seeds.", "Make"),
+    "eval-fid": Verb("eval_fid", "How close images are to real ones: FID, KID, precision and recall, IS.", "Measure"),
+    "info": Verb("info", "What a genkit file is, and the command that made it.", "Measure"),
+}
+MODELS = {
+    "vae": Verb("train", "A variational autoencoder: generates, and is the codec of latent models."),
+    "ddpm": Verb("train", "A diffusion model of images, or of latents."),
+    "classifier": Verb("train", "A classifier: features for eval-fid, guidance for sampling."),
+}
+METHODS = {
+    "ddim": Verb("sample", "Denoising diffusion implicit model: few steps, deterministic at --eta 0."),
+    "ddpm": Verb("sample", "Ancestral sampling with fresh noise at every step."),
+    "prior": Verb("sample", "From the prior of an autoencoder, in one step."),
+}
+GROUPS = {"train": MODELS, "sample": METHODS}
+
+
+class Lazy(TyperGroup):
+    """A group whose commands are imported when they are called, not when they are listed."""
+
+    table: dict[str, Verb]
+    prefix: str = ""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the table's order."""
+        return list(self.table)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in that knows the command's help line."""
+        if cmd_name not in self.table:
+            return None
+        verb = self.table[cmd_name]
+        stand_in = TyperCommand(cmd_name, help=verb.help, short_help=verb.help, rich_help_panel=verb.panel or None)
+        return stand_in
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The real command."""
+        if args and not args[0].startswith("-") and args[0] not in self.table:
+            raise unknown("command", args[0], self.table)
+        name, found, rest = super().resolve_command(ctx, args)
+        if name in GROUPS and not self.prefix:
+            return name, group(GROUPS[name], f"{VERBS[name].help}", name), rest
+        if name is None or found is None:
+            return name, found, rest
+        module = importlib.import_module(f".{self.table[name].module}", __package__)
+        return name, module.command(name), rest
+
+
+def group(table: dict[str, Verb], help: str, prefix: str = "") -> Lazy:
+    """A lazy group over `table`."""
+    lazy = Lazy(name=prefix or "genkit", help=help, rich_markup_mode="rich", no_args_is_help=True)
+    lazy.table, lazy.prefix = table, prefix
+    return lazy
+
+
+def root() -> Any:
+    """The whole command."""
+    app = typer.Typer(cls=Lazy, no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+    app.callback()(genkit)
+    command = typer.main.get_command(app)
+    command.table, command.prefix = VERBS, ""  # type: ignore[attr-defined]
+    return command
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from genkit import __version__
+
+        print(f"genkit {__version__}")
+        raise typer.Exit
+
+
+def genkit(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Train, sample, invert, edit and measure generative image models from a shell.
+
+    Verbs exchange .safetensors files and folders of PNGs, or streams with `-`; results go to stdout, everything
+    for people to stderr. Start with: genkit train vae
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+
+    def work() -> None:
+        code = root().main(args=arguments, prog_name="genkit", standalone_mode=False)
+        if isinstance(code, int) and code:
+            raise SystemExit(code)
+
+    try:
+        return exit_code(work)
+    except ClickException as error:  # type: ignore[misc]
+        message = error.format_message()  # type: ignore[attr-defined]
+        if message:  # without arguments the help itself is the message, and is printed already
+            print(f"genkit: {message}", file=sys.stderr)
+        return 2
+    except typer.Abort:
+        print("genkit: interrupted", file=sys.stderr)
+        return 130
+
+
+def run() -> None:
+    """The entry point of the `genkit` script."""
+    sys.exit(main())

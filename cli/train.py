@@ -1,0 +1,190 @@
+"""genkit train MODEL: a run folder with a checkpoint that explains itself."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genkit import dist, io, machine
+from genkit.config import arg, to_dict
+from genkit.data.source import Info, Source
+from genkit.errors import InputError
+from genkit.registry import Entry, find
+from genkit.train.config import OptimConfig, RunConfig
+from genkit.train.loop import Hooks, Report, fit, total_steps
+from genkit.train.objective import Noise, Objective
+from genkit.train.state import LOG, MODEL, STATE, check_settings, erase
+
+from .common import RUNS, DataConfig, open_data
+from .console import Interrupt, Meter, emit, say
+from .options import make
+from .preview import picture_maker
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is trained on and where the run is kept."""
+
+    data: str = arg("digits", "Data set name, image folder, zip, or latents file.", panel="Data")
+    test: str | None = arg(None, "Held-out data to report on at the end; default: the data set's test split.",
+                           panel="Data")  # fmt: skip
+    out: Path | None = arg(None, "Run folder; default: runs/MODEL-DATA.", short="-o", panel="Run")
+    fresh: bool = arg(False, "Start over where the folder holds another run.", panel="Run")
+    json: bool = arg(False, "Print the result as one JSON line.", panel="Run")
+
+
+def command(name: str) -> Any:
+    """The `genkit train NAME` command."""
+    entry = find(name)
+
+    def body(train: TrainConfig, config: Any, data: DataConfig, optim: OptimConfig, run: RunConfig) -> None:
+        _train(name, entry, train, config, data, optim, run)
+
+    defaults = {"epochs": 10.0, **entry.defaults}
+    if "steps" in entry.defaults:
+        defaults.pop("epochs")
+    groups = (TrainConfig, entry.config, DataConfig, OptimConfig, RunConfig)
+    return make(body, *groups, command=f"train {name}", help=entry.help, defaults=defaults)
+
+
+def build(entry: Entry, config: Any, info: Info, seed: int) -> tuple[torch.nn.Module, Objective]:
+    """The model and its objective, with initial weights that are a function of the seed."""
+    # layers initialise themselves from torch's global generator: it is borrowed and given back
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = entry.build(config, info)
+        return module, entry.objective(module, config, info)
+
+
+def default_out(name: str, data: str) -> Path:
+    """runs/MODEL-DATA, where DATA is the data set's name or the file's stem."""
+    return RUNS / f"{name}-{Path(data).stem if '/' in data or '.' in data else data.replace(':', '-')}"
+
+
+def _train(
+    name: str, entry: Entry, train: TrainConfig, config: Any, data: DataConfig, optim: OptimConfig, run: RunConfig
+) -> None:
+    machine.tune_allocator()
+    device = machine.pick_device(run.device)
+    out = train.out or default_out(name, train.data)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"-o {out} is a file; a run needs a folder")
+    source = open_data(train.data, data)
+    info: Info = source.info
+    if info.kind == "latents" and not entry.latents:
+        raise InputError(f"{name} trains on images, and {train.data} holds latents; give it the images")
+    module, objective = build(entry, config, info, optim.seed)
+    steps = total_steps(optim, len(source))
+    settings = {**to_dict(config), **to_dict(optim), "model": name, "fingerprint": info.fingerprint}
+    dist.start(device)
+    try:
+        if dist.is_main() and train.fresh:
+            erase(out)
+        check_settings(out, settings)
+        dist.barrier()
+        config_json = {"model": to_dict(config), "optim": to_dict(optim), "data": to_dict(data), "source": train.data}
+
+        def save(model: torch.nn.Module, step: int) -> None:
+            about = {"model": name, "config": config_json, "data": info._asdict(), "step": step}
+            io.save_checkpoint(out / MODEL, model.state_dict(), **about)
+
+        _describe(name, info, module, steps, out, optim, device)
+        interrupt = Interrupt()
+        with Meter(f"train {name}", steps, run.log_every, _steps_done(out)) as meter, interrupt.watched():
+            log = Log(out, meter, run.tensorboard)
+            preview = picture_maker(entry, config, source, out / "samples", device)
+            hooks = Hooks(log, preview, interrupt)
+            result = fit(
+                objective, source, optim=optim, run=run, out=out, save=save, settings=settings, hooks=hooks
+            )
+        if not result.finished:
+            say(f"stopped at step {result.step}/{steps}, saved in {out}; the same command goes on")
+            raise KeyboardInterrupt
+        scores = _test(entry, result.model, config, info, _test_source(train, data, info), device)
+        if scores and dist.is_main():
+            log.write({"step": result.step, **{f"test_{k}": v for k, v in scores.items()}})
+            say("test: " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+    finally:
+        dist.stop()
+    answer = {"run": str(out), "step": result.step, "test": scores}
+    emit(answer if train.json else out / MODEL, train.json)
+
+
+def _steps_done(out: Path) -> int:
+    return int(io.read_metadata(out / STATE).get("step", 0)) if (out / STATE).exists() else 0
+
+
+def _describe(
+    name: str, info: Info, module: torch.nn.Module, steps: int, out: Path, optim: OptimConfig, device: torch.device
+) -> None:
+    parameters = sum(p.numel() for p in module.parameters()) / 1e6
+    shape = "x".join(map(str, info.shape))
+    precision = machine.resolve_precision(optim.precision, device)
+    say(
+        f"{name}: {parameters:.2f} M parameters, {info.count} {info.kind} of {shape} from {info.name}, "
+        f"{steps} steps of {optim.batch_size} on {device} in {precision} -> {out}"
+    )
+
+
+class Log:
+    """Report -> progress line, log.jsonl and, where asked for, TensorBoard."""
+
+    def __init__(self, out: Path, meter: Meter, tensorboard: bool) -> None:
+        self.path, self.meter, self.began = out / LOG, meter, time.time()
+        self.board = _tensorboard(out) if tensorboard and dist.is_main() else None
+
+    def __call__(self, report: Report) -> None:
+        numbers = "  ".join(f"{k} {v:.4g}" for k, v in report.logs.items() if k != "lr")
+        self.meter.update(report.step, f"{report.images_per_s:,.0f} images/s  {numbers}")
+        self.write({"step": report.step, "time": round(time.time(), 2), "images_per_s": report.images_per_s,
+                    **report.logs})  # fmt: skip
+        if self.board is not None:
+            for key, value in report.logs.items():
+                self.board.add_scalar(key, value, report.step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a JSON line."""
+        if dist.is_main():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open( "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("--tensorboard needs the package: pip install 'genkit[tensorboard]'") from None
+    return SummaryWriter(str(out))
+
+
+def _test_source(train: TrainConfig, data: DataConfig, info: Info) -> Source | None:
+    """The held-out data: the one asked for, or the test split of a data set that was named without a split."""
+    from genkit.data.names import NAMES
+
+    if train.test is None and train.data not in NAMES:
+        return None
+    source = open_data(train.test or f"{train.data}:test", data)
+    if source.info.shape != info.shape:
+        raise InputError(f"--test holds {source.info.shape}, but --data {info.shape}; give both one --size")
+    return source
+
+
+@torch.no_grad()
+def _test(
+    entry: Entry, model: torch.nn.Module, config: Any, info: Info, source: Source | None, device: torch.device
+) -> dict[str, float]:
+    """Means over the held-out data, in fp32, of what the objective reports; empty without such data."""
+    if source is None:
+        return {}
+    objective = entry.objective(model, config, info).to(device).eval()
+    sums: dict[str, float] = {}
+    index = torch.arange(len(source))
+    parts = index.split(500)
+    for part, batch in zip(parts, source.batches(iter(parts), device)):
+        for key, value in objective.evaluate(batch, Noise(0, part.to(device))).items():
+            sums[key] = sums.get(key, 0.0) + value.item() * len(part)
+    return {k: v / len(index) for k, v in sums.items()}

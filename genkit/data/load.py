@@ -1,0 +1,170 @@
+"""An image listing to a source: find size and channels, decode what fits in memory, stream the rest."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from .decode import BadImage, Header, header, open_image, parallel, reason, to_array
+from .listing import Listing
+from .resident import Resident, resident_images
+from .store import Store
+from .stream import Streaming
+
+RESIDENT_LIMIT = 2 << 30  # bytes of decoded pixels
+Size = tuple[int, int]
+
+
+class Scan(NamedTuple):
+    """What the first look at a file found: `bad` says why it is unusable, `pixels` is there where asked for."""
+
+    header: Header | None = None
+    pixels: np.ndarray | None = None
+    bad: str = ""
+
+
+class Plan(NamedTuple):
+    """What to decode at the first look, before the sizes of all files are known."""
+
+    size: Size | None  # as asked for; else the files' own
+    channels: int | None  # as asked for; else the file's own
+    guess: Size | None  # keep the pixels of files of this size, in the hope that all have it
+    verify: bool  # decode even what is not kept
+
+
+def load_images(
+    name: str,
+    listing: Listing,
+    *,
+    size: Size | None,
+    channels: int | None,
+    skip_bad: bool,
+    limit: int = RESIDENT_LIMIT,
+    workers: int | None = None,
+) -> Resident | Streaming:
+    """A source of the listed images: Resident when the decoded set is at most `limit` bytes, else Streaming.
+
+    Raises:
+        InputError: for unreadable files, all named at once (Streaming: those with a bad header), unless `skip_bad`.
+    """
+    listing, scans = scan(listing, size, channels, skip_bad, limit)
+    headers = [s.header for s in scans if s.header is not None]
+    if channels is None:
+        channels = 1 if all(h.grey for h in headers) else 3
+    if size is None:
+        size, notes = common_size(listing.store.path, headers)
+        listing = listing._replace(notes=listing.notes + notes)
+    shape = (channels, *size)
+    if len(listing.names) * channels * size[0] * size[1] > limit:
+        return Streaming(name, listing, shape, workers)
+    pixels = gather(listing.store, listing.names, scans, channels, size)
+    classes, labels, captions = listing.classes, listing.labels, listing.captions
+    return resident_images(
+        name, pixels, classes=classes, labels=labels, captions=captions, notes=listing.notes
+    )
+
+
+def scan(
+    listing: Listing, size: Size | None, channels: int | None, skip_bad: bool, limit: int
+) -> tuple[Listing, list[Scan]]:
+    """The readable part of the listing, and the Scan of each of its files.
+
+    Raises:
+        InputError: when files are unreadable and not to be skipped, or none is readable.
+    """
+    store, names = listing.store, listing.names
+    with warnings.catch_warnings():
+        # The filter is the process's, so the threads see it too; a bomb must not decode before it is reported.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        first = next((h for h in (look(store, n, None).header for n in names[:100]) if h), None)
+        guess = size or (first and (first.height, first.width))
+        if guess and len(names) * guess[0] * guess[1] * (channels or 3) > limit:
+            guess = None
+        plan = Plan(size, channels, guess, verify=skip_bad)
+        scans = parallel(lambda n: look(store, n, plan), names)
+    bad = [i for i, s in enumerate(scans) if s.bad]
+    if not bad:
+        return listing, scans
+    report = complaint(store.path, [(names[i], scans[i].bad) for i in bad], len(names))
+    if not skip_bad or len(bad) == len(names):
+        raise InputError(report if skip_bad else report + ", or pass --skip-bad")
+    good = [i for i, s in enumerate(scans) if not s.bad]
+    note = f"{store.path}: {len(bad):,} of {len(names):,} images are unreadable and are left out"
+    return select(listing, good)._replace(notes=[*listing.notes, note]), [scans[i] for i in good]
+
+
+def look(store: Store, name: str, plan: Plan | None) -> Scan:
+    """The Scan of one file; decoded as the plan says, or its header alone without one."""
+    try:
+        with store.open(name) as stream:
+            image = open_image(stream)
+            head = header(image)
+            own = (head.height, head.width)
+            keep = plan is not None and plan.guess is not None and plan.guess == (plan.size or own)
+            if plan is None or not (keep or plan.verify):
+                return Scan(head)
+            pixels = to_array(image, plan.channels or (1 if head.grey else 3), plan.size or own)
+            return Scan(head, pixels if keep else None)
+    except BadImage as error:
+        return Scan(bad=str(error))
+    except OSError as error:
+        return Scan(bad=reason(error))
+
+
+def complaint(root: Path, bad: list[tuple[str, str]], count: int) -> str:
+    """One line on the unreadable files, with the names of the first few."""
+    if len(bad) == 1:
+        return f"{root}/{bad[0][0]} {bad[0][1]}; replace or remove it"
+    listed = ", ".join(f"{name} {why}" for name, why in bad[:3]) + (", …" if len(bad) > 3 else "")
+    return f"{root}: {len(bad):,} of {count:,} images are unreadable ({listed}); replace or remove them"
+
+
+def select(listing: Listing, keep: list[int]) -> Listing:
+    """The listing of examples `keep` only; the classes stay as they are."""
+    return listing._replace(
+        names=[listing.names[i] for i in keep],
+        labels=None if listing.labels is None else [listing.labels[i] for i in keep],
+        captions=None if listing.captions is None else [listing.captions[i] for i in keep],
+    )
+
+
+def common_size(root: Path, headers: list[Header]) -> tuple[Size, list[str]]:
+    """The (H, W) to bring all images to, with a note where they differ: a square of the commonest short side."""
+    sizes = Counter((h.height, h.width) for h in headers)
+    if len(sizes) == 1:
+        return next(iter(sizes)), []
+    sides = Counter(min(h.height, h.width) for h in headers)
+    side = min(sides, key=lambda s: (-sides[s], s))
+    low, high = min(sizes, key=lambda s: s[0] * s[1]), max(sizes, key=lambda s: s[0] * s[1])
+    span = f"{low[1]}×{low[0]} to {high[1]}×{high[0]}"
+    return (side, side), [f"{root}: sizes differ ({span}); resized and centre-cropped to {side}×{side}"]
+
+
+def gather(store: Store, names: list[str], scans: list[Scan], channels: int, size: Size) -> np.ndarray:
+    """(N, H, W, channels) uint8: the pixels that the scan kept where they fit, the others decoded now.
+
+    Raises:
+        InputError: when files cannot be decoded.
+    """
+    pixels = np.empty((len(names), *size, channels), np.uint8)
+    again = Plan(size, channels, size, verify=False)
+
+    def fill(i: int) -> str:
+        kept = scans[i].pixels
+        if kept is None or kept.shape[:2] != size or kept.shape[2] > channels:
+            late = look(store, names[i], again)
+            if late.pixels is None:
+                return late.bad
+            kept = late.pixels
+        pixels[i] = kept  # one channel spreads over three
+        scans[i] = Scan()  # the copy is free to go
+        return ""
+
+    bad = [(names[i], why) for i, why in enumerate(parallel(fill, range(len(names)))) if why]
+    if bad:
+        raise InputError(complaint(store.path, bad, len(names)) + ", or pass --skip-bad")
+    return pixels

@@ -1,0 +1,110 @@
+"""ddpm: a diffusion model of images, or of latents: a U-Net, a noise schedule and a prediction target."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import arg
+from ..data.source import Batch, Info
+from ..diffusion.denoiser import Denoiser, bind
+from ..diffusion.samplers import ddim
+from ..diffusion.schedules import SCHEDULES, times
+from ..diffusion.targets import TARGETS
+from ..errors import InputError
+from ..nn.unet import UNet
+from ..objectives.diffusion import TIME_SAMPLING, Diffusion, Times
+from ..registry import Entry, register
+from .sampling import initial_noise
+
+_TARGETS = tuple(name for name in TARGETS if name != "score")
+
+
+@dataclass(frozen=True)
+class DdpmConfig:
+    """Settings of `genkit train ddpm`."""
+
+    width: int = arg(64, "Channels of the first level.", min=2, panel="Network")
+    multipliers: tuple[int, ...] = arg((1, 2), "Channels of each level over --width; each level but the last halves "
+                                       "the size.", min=1, panel="Network")  # fmt: skip
+    blocks: int = arg(2, "Residual blocks a level.", min=1, panel="Network")
+    attention: tuple[int, ...] = arg((), "Feature-map sizes with attention; the bottom always has some.", min=1,
+                                     panel="Network")  # fmt: skip
+    patch: int | None = arg(None, "Space-to-depth before the network; default: 2 for images of 24 pixels or more, "
+                            "else 1.", min=1, panel="Network")  # fmt: skip
+    head_dim: int | None = arg(None, "Channels of an attention head; default: one head.", min=1, panel="Network")
+    scale_shift: bool = arg(True, "The time scales and shifts the norms instead of being added.", panel="Network")
+    dropout: float = arg(0.0, "Dropout in the residual blocks.", min=0.0, max=0.9, panel="Network")
+    schedule: str = arg("cosine", "Noise schedule.", choices=tuple(SCHEDULES), panel="Diffusion")
+    target: str = arg("v", "What the network predicts.", choices=_TARGETS, panel="Diffusion")
+    time_sampling: str = arg("uniform", "Training times: uniform in t, or normal in ln(sigma / alpha).",
+                             choices=TIME_SAMPLING, panel="Diffusion")  # fmt: skip
+    time_mean: float = arg(-1.2, "Mean of ln(sigma / alpha) for lognormal times.", panel="Diffusion")
+    time_std: float = arg(1.2, "Its standard deviation.", min=1e-3, panel="Diffusion")
+    data_std: float | None = arg(None, "Standard deviation of the data, for the edm target; default: 0.5 for images, "
+                                 "1 for latents.", min=1e-3, panel="Diffusion")  # fmt: skip
+
+
+def build(config: DdpmConfig, info: Info) -> Denoiser:
+    """The denoiser for data like that of `info`.
+
+    Raises:
+        InputError: the network does not fit the data's size.
+    """
+    channels, height, width = info.shape
+    patch = config.patch or (2 if info.kind == "images" and min(height, width) >= 24 else 1)
+    try:
+        network = UNet(
+            channels,
+            channels,
+            max(height, width),
+            width=config.width,
+            multipliers=config.multipliers,
+            blocks=config.blocks,
+            attention=config.attention,
+            head_dim=config.head_dim,
+            dropout=config.dropout,
+            patch=patch,
+            scale_shift=config.scale_shift,
+        )
+        network.check_size(height, width)
+    except ValueError as error:
+        raise InputError(f"the network does not fit {height}x{width} {info.kind} of {info.name}: {error}") from None
+    data_std = config.data_std or (1.0 if info.kind == "latents" else 0.5)
+    return Denoiser(network, SCHEDULES[config.schedule](), config.target, data_std)
+
+
+def objective(module: nn.Module, config: DdpmConfig, info: Info) -> Diffusion:
+    """The denoising loss of `module`.
+
+    Raises:
+        InputError: lognormal times on a schedule that reaches neither end.
+    """
+    assert isinstance(module, Denoiser)
+    return Diffusion(module, Times(module.schedule, config.time_sampling, config.time_mean, config.time_std))
+
+
+@torch.inference_mode()
+def preview(module: nn.Module, config: DdpmConfig, info: Info, batch: Batch) -> Tensor:
+    """(36, C, H, W) samples of DDIM with 25 steps, of the same noise every time."""
+    assert isinstance(module, Denoiser)
+    index = torch.arange(36, device=batch.x.device)
+    x = initial_noise(module.schedule, 0, index, info.shape)
+    for step in ddim(bind(module), module.schedule, x, times(25)):
+        x = step.x
+    return x
+
+
+register(
+    "ddpm",
+    Entry(
+        help="A diffusion model of images, or of latents: U-Net, noise schedule, prediction target.",
+        config=DdpmConfig,
+        build=build,
+        objective=objective,
+        latents=True,
+        verbs=("sample ddpm", "sample ddim", "invert", "interpolate"),
+        defaults={"lr": 1e-3, "batch_size": 128, "warmup": 200, "decay": "cosine", "grad_clip": 1.0, "epochs": 10},
+        preview=preview,
+    ),
+)

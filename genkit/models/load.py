@@ -1,0 +1,49 @@
+"""From a checkpoint file back to a working model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ..config import from_dict
+from ..data.source import Info, info_from_json
+from ..errors import InputError
+from ..io import Checkpoint, load_checkpoint
+from ..registry import Entry, find
+
+
+class Loaded(NamedTuple):
+    """A trained model with what its file says of it."""
+
+    module: nn.Module  # in eval mode, on the CPU
+    entry: Entry
+    config: Any
+    info: Info
+    checkpoint: Checkpoint
+
+
+def load_model(path: Path, verb: str | None = None) -> Loaded:
+    """The model in a checkpoint file or run folder.
+
+    Raises:
+        InputError: when the file is damaged, of an unknown model, or the model does not serve `verb`.
+    """
+    checkpoint = load_checkpoint(path)
+    entry = find(checkpoint.model)
+    if verb is not None and verb not in entry.verbs:
+        raise InputError(
+            f"{checkpoint.path} is a {checkpoint.model}, which does not serve `{verb}` "
+            f"(it serves {', '.join(entry.verbs)})"
+        )
+    try:
+        info = info_from_json(checkpoint.data)
+        config = from_dict(entry.config, checkpoint.config["model"])
+    except (TypeError, KeyError) as error:
+        raise InputError(f"{checkpoint.path} lacks what is needed to rebuild its model ({error})") from None
+    module = entry.build(config, info)
+    try:
+        module.load_state_dict(checkpoint.tensors)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"{checkpoint.path}: weights and configuration disagree ({line})") from None
+    return Loaded(module.eval(), entry, config, info, checkpoint)

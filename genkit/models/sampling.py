@@ -1,0 +1,43 @@
+"""What sampling from a trained model needs besides the sampler: addressed noise, and the network made fast."""
+
+import torch
+from torch import Tensor, nn
+
+from .. import noise as rng
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.samplers import StepNoise
+from ..diffusion.schedules import Schedule
+
+
+def initial_noise(schedule: Schedule, seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) x at t = 1 of images `index` (B,) of `seed`."""
+    return schedule.prior_scale * rng.normal(seed, rng.INITIAL, index, shape)
+
+
+def step_noise(seed: int, index: Tensor, shape: tuple[int, ...]) -> StepNoise:
+    """The noise that images `index` of `seed` get at each sampler step."""
+    return lambda k: rng.normal(seed, rng.STEP + k, index, shape)
+
+
+class Lowered(nn.Module):
+    """A network whose weights and activations are bf16, called and answering in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(torch.bfloat16)
+
+    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+        """network(x, level, cond); the level stays float32, where bf16 would merge neighbouring times."""
+        return self.network(x.to(torch.bfloat16), level, cond).float()
+
+
+def prepare(model: Denoiser, device: torch.device, precision: str, compiled: bool) -> Denoiser:
+    """`model` ready to sample on `device`: channels-last, in bf16 where asked, compiled where asked. Changes it."""
+    model = model.to(device).eval().requires_grad_(False)
+    network = model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bf16":
+        network = Lowered(network)
+    if compiled:
+        network = torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None)
+    model.network = network
+    return model

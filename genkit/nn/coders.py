@@ -1,0 +1,132 @@
+"""Encoders and decoders: images (C, H, W) to codes, maps (C', H', W') or vectors (C', 1, 1), and back."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import group_norm
+from .convnet import Residual
+
+Shape = tuple[int, int, int]
+
+
+def mlp_encoder(image: Shape, code: Shape, width: int = 400) -> nn.Sequential:
+    """(B, *image) -> (B, *code) by one hidden layer of `width` units.
+
+    With its decoder, 784-400-20 is the network of the PyTorch VAE example: 652,824 parameters.
+    """
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(image), width),
+        nn.ReLU(),
+        nn.Linear(width, math.prod(code)),
+        nn.Unflatten(1, code),
+    )
+
+
+def mlp_decoder(code: Shape, image: Shape, width: int = 400) -> nn.Sequential:
+    """(B, *code) -> (B, *image), the mirror of `mlp_encoder`."""
+    return mlp_encoder(code, image, width)
+
+
+def halvings(image: Shape, code: Shape) -> int:
+    """How often the image's size is halved to give the code's.
+
+    A vector is read off a map of at most 7 pixels a side; odd sizes are rounded up on the way.
+
+    Raises:
+        ValueError: the code is a map and its size is not the image's over one power of two.
+    """
+    (_, height, width), (_, h, w) = image, code
+    if (h, w) == (1, 1):
+        return max(math.ceil(math.log2(max(height, width) / 7)), 0)
+    times = round(math.log2(height / h)) if h <= height else 0
+    if (h << times, w << times) != (height, width):
+        raise ValueError(f"a {h}x{w} code is not {height}x{width} over a power of two")
+    return times
+
+
+def _widths(width: int, times: int) -> list[int]:
+    """Channels at full size and after each halving: they double, up to 4 times the first."""
+    return [width * min(2 ** max(i - 1, 0), 4) for i in range(times + 1)]
+
+
+class ConvEncoder(nn.Module):
+    """(B, *image) -> (B, *code): strided convolutions with residual blocks at every size below the first.
+
+    width: channels after the first halving. Full size, the dearest, has no block of its own.
+
+    Raises:
+        ValueError: see `halvings`.
+    """
+
+    def __init__(self, image: Shape, code: Shape, width: int = 32, blocks: int = 1) -> None:
+        super().__init__()
+        times = halvings(image, code)
+        widths = _widths(width, times)
+        if times == 0:
+            layers: list[nn.Module] = [nn.Conv2d(image[0], width, 3, padding=1)]
+            layers += [Residual(width) for _ in range(blocks)]
+        else:
+            layers = []
+        for a, b in zip([image[0], *widths[1:]], widths[1:]):
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1)]
+            layers += [Residual(b) for _ in range(blocks)]
+        layers += [group_norm(widths[-1]), nn.SiLU()]
+        if code[1:] == (1, 1):
+            units = widths[-1] * math.prod(_size(image, times))
+            layers += [nn.Flatten(), nn.Linear(units, math.prod(code)), nn.Unflatten(1, code)]
+        else:
+            layers += [nn.Conv2d(widths[-1], code[0], 3, padding=1)]
+        self.pad = _padding(image, times)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, *image) -> (B, *code)."""
+        return self.layers(F.pad(x, self.pad, mode="replicate") if any(self.pad) else x)
+
+
+class ConvDecoder(nn.Module):
+    """(B, *code) -> (B, *image), the mirror of `ConvEncoder`.
+
+    Every doubling is a convolution to 4 times the channels and a pixel shuffle (Shi et al. 2016): no work is
+    done at the larger size.
+    """
+
+    def __init__(self, code: Shape, image: Shape, width: int = 32, blocks: int = 1) -> None:
+        super().__init__()
+        times = halvings(image, code)
+        widths = _widths(width, times)
+        layers: list[nn.Module] = []
+        if code[1:] == (1, 1):
+            start = (widths[-1], *_size(image, times))
+            layers += [nn.Flatten(), nn.Linear(code[0], math.prod(start)), nn.Unflatten(1, start)]
+        else:
+            layers += [nn.Conv2d(code[0], widths[-1], 3, padding=1)]
+        for i in range(times, 0, -1):
+            layers += [Residual(widths[i]) for _ in range(blocks)]
+            layers += [group_norm(widths[i]), nn.SiLU()]
+            out = image[0] if i == 1 else widths[i - 1]
+            layers += [nn.Conv2d(widths[i], 4 * out, 3, padding=1), nn.PixelShuffle(2)]
+        if times == 0:
+            layers += [Residual(width) for _ in range(blocks)]
+            layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, image[0], 3, padding=1)]
+        self.size = image[1:]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: (B, *code) -> (B, *image)."""
+        height, width = self.size
+        return self.layers(z)[:, :, :height, :width]
+
+
+def _size(image: Shape, times: int) -> tuple[int, int]:
+    """Height and width after `times` halvings, each rounded up."""
+    return -(-image[1] >> times), -(-image[2] >> times)
+
+
+def _padding(image: Shape, times: int) -> tuple[int, int, int, int]:
+    """Pixels to add (left, right, top, bottom) so that every halving is even."""
+    height, width = (n << times for n in _size(image, times))
+    return 0, width - image[2], 0, height - image[1]

@@ -1,0 +1,274 @@
+"""The one training loop. Every example's order, noise and augmentation are functions of (seed, position)."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .. import dist, io, machine
+from .. import noise as rng
+from ..data.source import Batch, Source
+from ..errors import InputError, RunError
+from .average import Average
+from .config import OptimConfig, RunConfig
+from .objective import Noise, Objective
+from .order import Order, positions
+from .state import MODEL, Optimizers, cut_log, load_state, save_state
+
+
+class Report(NamedTuple):
+    """What the loop tells its caller: after every step cheaply (logs empty), and with logs at intervals."""
+
+    step: int
+    steps: int
+    images_per_s: float
+    logs: dict[str, float]
+
+
+class Hooks(NamedTuple):
+    """What the caller adds to the loop: progress, pictures, a wish to stop."""
+
+    report: Callable[[Report], None] = lambda report: None
+    preview: Callable[[nn.Module, int], None] | None = None  # the averaged model and the step
+    stop: Callable[[], bool] = lambda: False
+
+
+class Result(NamedTuple):
+    """model: the averaged model; step: optimiser steps done; finished: whether that is all of them."""
+
+    model: nn.Module
+    step: int
+    finished: bool
+
+
+def total_steps(optim: OptimConfig, n: int) -> int:
+    """The run's length in optimiser steps for n examples.
+
+    Raises:
+        InputError: when neither or both of steps and epochs are given.
+    """
+    if (optim.steps is None) == (optim.epochs is None):
+        raise InputError("give the length of training as either --steps or --epochs")
+    if optim.steps is not None:
+        return optim.steps
+    return max(1, math.ceil((optim.epochs or 0) * n / optim.batch_size))
+
+
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of optimiser step `step` (from 0) of `steps`."""
+    rise = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
+    done = max(0.0, (step - optim.warmup) / max(1, steps - optim.warmup))
+    fall = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[optim.decay]
+    return optim.lr * rise * fall
+
+
+def make_optimizers(objective: Objective, optim: OptimConfig) -> Optimizers:
+    """One fused AdamW per phase."""
+    return {
+        phase.name: torch.optim.AdamW(
+            phase.parameters,
+            lr=optim.lr * phase.lr_scale,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+            fused=True,
+        )
+        for phase in objective.phases()
+    }
+
+
+def batches(
+    source: Source, optim: OptimConfig, step: int, device: torch.device
+) -> Iterator[tuple[Batch, Noise]]:
+    """Endless micro-batches of this process, with the noise of their positions, from optimiser step `step` on."""
+    order = Order(optim.seed, len(source))
+    walk = (optim.batch_size, optim.accumulate, dist.rank(), dist.world())
+    examples = (order.examples(a, b) for a, b in positions(step, *walk))
+    stream = source.batches(examples, device)
+    for (start, stop), batch in zip(positions(step, *walk), stream):
+        noise = Noise(optim.seed, torch.arange(start, stop, device=device))
+        if optim.flip:
+            mirrored = noise.uniform(rng.FLIP, (1, 1, 1)) < 0.5
+            batch = batch._replace(x=torch.where(mirrored, batch.x.flip(-1), batch.x))
+        yield batch, noise
+
+
+class _Watch:
+    """Averages of the logged tensors between two reports, read from the device only then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, logs: dict[str, Tensor]) -> None:
+        for name, value in logs.items():
+            old = self.sums.get(name)
+            self.sums[name] = value.detach().float() if old is None else old + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        if not self.sums:
+            return {}
+        values = torch.stack(list(self.sums.values())).tolist()
+        means = {k: v / self.counts[k] for k, v in zip(self.sums, values)}
+        self.sums, self.counts = {}, {}
+        return means
+
+
+class _Trainer:
+    """The moving parts of one run."""
+
+    def __init__(self, objective: Objective, optim: OptimConfig, compiled: bool, device: torch.device) -> None:
+        self.objective, self.optim, self.device = objective, optim, device
+        self.precision = machine.resolve_precision(optim.precision, device)
+        self.phases = objective.phases()
+        self.optimizers = make_optimizers(objective, optim)
+        self.average = Average(objective.model, optim.ema)
+        module: nn.Module = objective
+        if dist.world() > 1:
+            ids = [device] if device.type == "cuda" else None
+            # buckets of gradients are reduced while backward still computes the others
+            module = DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=len(self.phases) > 1)
+        self.module = module
+        self.call: Callable[..., Any] = torch.compile(module) if compiled else module
+        self.watch = _Watch(device)
+
+    def step(self, step: int, steps: int, stream: Iterator[tuple[Batch, Noise]]) -> None:
+        parts = [next(stream) for _ in range(self.optim.accumulate)]
+        rate = learning_rate(self.optim, step, steps)
+        for phase in self.phases:
+            if step >= phase.start and step % phase.every == 0:
+                self._phase(phase.name, phase.parameters, rate * phase.lr_scale, parts)
+        self.average.update(step + 1)
+
+    def _phase(self, name: str, parameters: list[nn.Parameter], rate: float, parts: list[tuple[Batch, Noise]]) -> None:
+        optimizer = self.optimizers[name]
+        for i, (batch, noise) in enumerate(parts):
+            last = i == len(parts) - 1
+            wait = self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else None
+            with wait or nullcontext(), machine.autocast(self.device, self.precision):
+                loss = self.call(name, batch, noise)
+            (loss.total / len(parts)).backward()
+            self.watch.add(loss.logs)
+        if self.optim.grad_clip > 0:
+            norm = nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip, foreach=True)
+            self.watch.add({"grad_norm": norm})
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        # other phases' gradients through this loss must not linger either
+        self.objective.zero_grad(set_to_none=True)
+
+
+def fit(
+    objective: Objective,
+    source: Source,
+    *,
+    optim: OptimConfig,
+    run: RunConfig,
+    out: Path,
+    save: Callable[[nn.Module, int], None],
+    settings: dict[str, Any],
+    hooks: Hooks | None = None,
+) -> Result:
+    """Train `objective` on `source` for the configured length, going on from what `out` holds.
+
+    save(model, step) writes the averaged model's checkpoint; settings: what a resumed run must share.
+
+    Raises:
+        InputError: a batch that cannot be split, a state of another model.
+        RunError: non-finite loss (the last good checkpoint stays), a full disk.
+    """
+    hooks = hooks or Hooks()
+    device = machine.pick_device(run.device)
+    if optim.batch_size % (dist.world() * optim.accumulate):
+        raise InputError(
+            f"--batch-size must be a multiple of processes x --accumulate "
+            f"({dist.world()} x {optim.accumulate}), got {optim.batch_size}"
+        )
+    objective.to(device).train()
+    compiled = run.compile if run.compile is not None else device.type == "cuda"
+    trainer = _Trainer(objective, optim, compiled, device)
+    steps = total_steps(optim, len(source))
+    start = load_state(out, objective, trainer.average, trainer.optimizers)
+    if dist.is_main():
+        cut_log(out, start)
+        if start >= steps and _saved_step(out) != start:
+            save(trainer.average.module, start)  # a kill fell between the two files of the last save
+    step = _run(trainer, source, start, steps, run, out, save, settings, hooks)
+    return Result(trainer.average.module, step, step >= steps)
+
+
+def _saved_step(out: Path) -> int:
+    path = out / MODEL
+    return int(io.read_metadata(path).get("step", -1)) if path.exists() else -1
+
+
+def _run(
+    trainer: _Trainer,
+    source: Source,
+    start: int,
+    steps: int,
+    run: RunConfig,
+    out: Path,
+    save: Callable[[nn.Module, int], None],
+    settings: dict[str, Any],
+    hooks: Hooks,
+) -> int:
+    def keep(step: int) -> None:
+        if not all(bool(p.isfinite().all()) for p in trainer.average.module.parameters()):
+            raise RunError(f"weights became non-finite by step {step}; the last good checkpoint is kept ({saved} steps)")
+        if dist.is_main():
+            save_state(out, trainer.objective, trainer.average, trainer.optimizers, step, settings)
+            save(trainer.average.module, step)
+
+    def look(step: int) -> None:
+        """Report the averages since the last look; stop the run when they are not finite."""
+        nonlocal looked, looked_step
+        now = time.monotonic()
+        logs = trainer.watch.read()
+        bad = [name for name, value in logs.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(
+                f"{bad[0]} became {logs[bad[0]]} between steps {looked_step + 1} and {step}; the last good checkpoint "
+                f"is kept ({saved} steps): try a lower --lr, --grad-clip 1 or --precision fp32"
+            )
+        logs["lr"] = learning_rate(trainer.optim, step - 1, steps)
+        rate = (step - looked_step) * trainer.optim.batch_size / max(1e-9, now - looked)
+        looked, looked_step = now, step
+        hooks.report(Report(step, steps, rate, logs))
+
+    step = saved = looked_step = start
+    began = looked = kept = time.monotonic()
+    picture_at = began + 20.0
+    stream = batches(source, trainer.optim, start, trainer.device)
+    while step < steps:
+        trainer.step(step, steps, stream)
+        step += 1
+        now = time.monotonic()
+        stopping = _stop_wanted(hooks, step, trainer.device)
+        last = step == steps or stopping
+        due_save = now - kept >= run.save_every
+        if last or due_save or now - looked >= run.log_every:
+            look(step)
+        if last or due_save:
+            keep(step)
+            saved, kept = step, time.monotonic()
+        if hooks.preview and dist.is_main() and (now >= picture_at or last):
+            hooks.preview(trainer.average.module, step)
+            picture_at = began + 2 * (now - began) + 20.0
+        if stopping:
+            break
+    return step
+
+
+def _stop_wanted(hooks: Hooks, step: int, device: torch.device) -> bool:
+    if dist.world() == 1:
+        return hooks.stop()
+    # processes must agree, and agreeing every step would serialise them
+    return step % 16 == 0 and dist.any_of(hooks.stop(), device)

@@ -1,0 +1,106 @@
+"""What a run needs to go on as if it had never stopped: weights, averages and optimiser moments, in one file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import io
+from ..config import differences
+from ..errors import InputError
+from .average import Average
+
+Optimizers = dict[str, torch.optim.Optimizer]
+STATE, MODEL, LOG = "state.safetensors", "model.safetensors", "log.jsonl"
+
+
+def _moments(optimizers: Optimizers) -> dict[str, Tensor]:
+    out = {}
+    for phase, optimizer in optimizers.items():
+        for i, entry in optimizer.state_dict()["state"].items():
+            for key, value in entry.items():
+                out[f"optim.{phase}.{i}.{key}"] = torch.as_tensor(value)
+    return out
+
+
+def save_state(
+    out: Path, objective: nn.Module, average: Average, optimizers: Optimizers, step: int, settings: dict[str, Any]
+) -> None:
+    """Write state.safetensors for `step` finished optimiser steps."""
+    tensors = {f"weights.{k}": v for k, v in objective.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in average.module.state_dict().items()}
+    tensors |= _moments(optimizers)
+    metadata = {"step": str(step), "settings": json.dumps(settings)}
+    io.save_tensors(out / STATE, tensors, "state", metadata)
+
+
+def load_state(out: Path, objective: nn.Module, average: Average, optimizers: Optimizers) -> int:
+    """Put state.safetensors back in place and return its step; 0 when there is none.
+
+    Raises:
+        InputError: when the file is damaged or of another model.
+    """
+    path = out / STATE
+    if not path.exists():
+        return 0
+    tensors, metadata = io.load_tensors(path, ("state",))
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    try:
+        objective.load_state_dict(part("weights."))
+        average.module.load_state_dict(part("ema."))
+    except RuntimeError as error:
+        raise InputError(f"{path} does not fit this model ({str(error).splitlines()[0]}); use --fresh") from None
+    for phase, optimizer in optimizers.items():
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part(f"optim.{phase}.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return int(metadata["step"])
+
+
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with a run under other settings than it was begun with.
+
+    Raises:
+        InputError: listing the differences.
+    """
+    if not (out / STATE).exists():
+        if (out / MODEL).exists():
+            raise InputError(f"{out} holds a model but no {STATE} to go on from; use --fresh or another -o")
+        return
+    old = json.loads(io.read_metadata(out / STATE).get("settings", "{}"))
+    changed = differences(old, settings)
+    # without decay the learning rate does not know the run's length, so a longer run is a continuation
+    if old.get("decay") == "none" == settings.get("decay"):
+        changed = [c for c in changed if c.split(":")[0] not in ("steps", "epochs")]
+    if changed:
+        raise InputError(f"{out} was trained with other settings ({'; '.join(changed)}); use --fresh or another -o")
+
+
+def erase(out: Path) -> None:
+    """Remove what a run wrote into `out`, and nothing else."""
+    for name in (STATE, MODEL, LOG):
+        (out / name).unlink(missing_ok=True)
+    for picture in (out / "samples").glob("*.png"):
+        picture.unlink()
+
+
+def cut_log(out: Path, step: int) -> None:
+    """Drop the lines of log.jsonl that were written after the state of `step` was saved."""
+    path = out / LOG
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # the line that a kill cut in two
+    io.write_text(path, "".join(kept))

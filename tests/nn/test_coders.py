@@ -1,0 +1,74 @@
+"""Encoders and decoders of autoencoders."""
+
+import pytest
+import torch
+
+from genkit.nn.coders import ConvDecoder, ConvEncoder, halvings, mlp_decoder, mlp_encoder
+
+
+def test_mlp_is_the_pytorch_example():
+    """Oracle: 784-400-20 counted by hand, 784*400 + 400 + 2 (400*20 + 20) + 20*400 + 400 + 400*784 + 784."""
+    encoder = mlp_encoder((1, 28, 28), (40, 1, 1))
+    decoder = mlp_decoder((20, 1, 1), (1, 28, 28))
+    count = sum(p.numel() for m in (encoder, decoder) for p in m.parameters())
+    assert count == 652_824
+    assert decoder(torch.zeros(2, 20, 1, 1)).shape == (2, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    "image, code, times",
+    [
+        ((1, 28, 28), (4, 7, 7), 2),
+        ((3, 32, 32), (4, 8, 8), 2),
+        ((3, 32, 48), (4, 4, 6), 3),
+        ((1, 28, 28), (1, 28, 28), 0),
+        ((1, 8, 8), (10, 1, 1), 1),
+        ((1, 7, 7), (10, 1, 1), 0),
+        ((1, 28, 28), (20, 1, 1), 2),
+        ((3, 64, 64), (20, 1, 1), 4),
+    ],
+)
+def test_halvings(image, code, times):
+    """Oracle: by hand; a vector is read off the first map of at most 7 pixels a side."""
+    assert halvings(image, code) == times
+
+
+@pytest.mark.parametrize("code", [(4, 5, 5), (4, 7, 14), (4, 56, 56), (4, 9, 9), (4, 3, 3)])
+def test_a_map_that_does_not_fit_is_refused(code):
+    """Oracle: none of them is 28x28 over one power of two."""
+    with pytest.raises(ValueError, match="28x28"):
+        halvings((1, 28, 28), code)
+
+
+@pytest.mark.parametrize(
+    "image, code",
+    [
+        ((1, 28, 28), (20, 1, 1)),
+        ((3, 30, 45), (5, 1, 1)),  # odd on the way down
+        ((3, 33, 8), (5, 1, 1)),
+        ((1, 8, 8), (4, 2, 2)),
+        ((2, 16, 16), (4, 4, 4)),
+        ((3, 32, 32), (4, 8, 8)),
+        ((1, 28, 28), (3, 28, 28)),
+        ((1, 4, 4), (6, 1, 1)),
+    ],
+)
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_conv_shapes(image, code, blocks):
+    """Oracle: an encoder maps images to the shape asked for, and its decoder maps back."""
+    x = torch.zeros(2, *image)
+    z = ConvEncoder(image, code, width=4, blocks=blocks)(x)
+    assert z.shape == (2, *code)
+    assert ConvDecoder(code, image, width=4, blocks=blocks)(z).shape == x.shape
+
+
+def test_examples_do_not_mix():
+    """Oracle: changing one image of a batch leaves the codes of the others as they were."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder((1, 16, 16), (4, 4, 4), width=8).eval()
+    x = torch.randn(3, 1, 16, 16)
+    y = x.clone()
+    y[1] += 1.0
+    a, b = encoder(x), encoder(y)
+    assert torch.equal(a[[0, 2]], b[[0, 2]])
+    assert not torch.equal(a[1], b[1])
