@@ -74,7 +74,7 @@ def load(model: Path | None, verb: str) -> "Loaded":
     return load_model(model, verb)
 
 
-def check_finite_like(source_shape: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:
+def check_shape(source_shape: tuple[int, ...], wanted: tuple[int, ...], what: str) -> None:
     """Refuse inputs of another shape than the model's.
 
     Raises:

@@ -11,7 +11,7 @@ from genkit.data.source import Info, Source
 from genkit.errors import InputError
 from genkit.io.checkpoint import find_weights
 from genkit.io.images import save_png, tile
-from genkit.models.load import load_model
+from genkit.models.load import Loaded, load_model
 from genkit.registry import Entry
 
 from .common import RUNS
@@ -38,20 +38,50 @@ def picture_maker(
 
 def decoder_of(info: Info, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Data of `info` -> images in [-1, 1]: through the codec for latents, if it is under runs/, else as they are."""
-    if info.kind != "latents":
-        return lambda x: x
-    found = find_weights(RUNS, info.codec)
     try:
-        codec = load_model(found, "decode").module.to(device) if found else None
+        return codec_for(info, None, device)
     except InputError:
-        codec = None
-    if codec is None:
         say(f"note: no codec {info.codec[:12]} under {RUNS}/; pictures of training show the latents themselves")
         return lambda x: (x / 3).clamp(-1, 1)
+
+
+def codec_for(info: Info, path: Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from a model's data to images in [-1, 1]: the identity for images, else the codec's decoder.
+
+    path: the codec; None finds the one that encoded the data under runs/, by the hash of its weights.
+
+    Raises:
+        InputError: when it is not there, or is another codec.
+    """
+    if info.kind != "latents":
+        return lambda x: x
+    path = path or find_weights(RUNS, info.codec)
+    if path is None:
+        raise InputError(
+            f"no codec with weights {info.codec[:12]} under {RUNS}/ to turn latents into pictures; "
+            "give it with --codec, or write -o x.safetensors and decode that"
+        )
+    codec = load_model(path, "decode")
+    check_codec(codec, info.codec, "this model's latents")
+    module = codec.module.to(device)
     shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
 
     @torch.inference_mode()
     def decode(x: Tensor) -> Tensor:
-        return codec.decode(x * scale + shift)
+        return module.decode(x * scale + shift)
 
     return decode
+
+
+def check_codec(codec: Loaded, wanted: str, what: str) -> None:
+    """Refuse to decode with another codec than the one that encoded.
+
+    Raises:
+        InputError: with both hashes.
+    """
+    have = codec.checkpoint.sha256
+    if wanted and wanted != have:
+        raise InputError(
+            f"{codec.checkpoint.path} (weights {have[:12]}) is not the codec of {what} (weights {wanted[:12]}); "
+            "give that one with -m, or encode afresh"
+        )

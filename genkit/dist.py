@@ -62,3 +62,27 @@ def share(n: int) -> range:
     """This process's contiguous part of 0 … n - 1; the parts differ in length by at most one."""
     r, w = rank(), world()
     return range(n * r // w, n * (r + 1) // w)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows (n, …) of every process, in order of rank, on every process; n may differ between processes."""
+    if not dist.is_initialized():
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world())]
+    dist.all_gather(counts, count)
+    longest = int(max(c.item() for c in counts))
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world())]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[: int(c.item())] for part, c in zip(parts, counts)])
+
+
+def gather_lists(items: list[str] | None) -> list[str] | None:
+    """The items of every process, in order of rank, on every process."""
+    if not dist.is_initialized():
+        return items
+    parts: list[list[str] | None] = [None] * world()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part or []] or None

@@ -3,8 +3,9 @@
 import os
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ DAMAGED = (
     EOFError,
     OverflowError,
     AttributeError,
-    NotImplementedError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
@@ -44,22 +45,31 @@ class Header(NamedTuple):
     grey: bool
 
 
-def open_image(stream: BinaryIO) -> Image.Image:
-    """The undecoded image in `stream`. A warning about its size must have been made an error by the caller.
-
-    Raises:
-        BadImage: not an image, more pixels than Pillow's limit, fewer than 4 a side, or several frames.
-    """
+@contextmanager
+def told() -> Iterator[None]:
+    """Whatever Pillow raises inside as a BadImage that gives the reason."""
     try:
-        image = Image.open(stream)
-        # Phones append a second picture (gain map, depth) to a JPEG and call it MPO: the first is the photo.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        yield
+    except BadImage:
+        raise
     except UnidentifiedImageError:
         raise BadImage("is not an image") from None
     except BOMB:
         raise BadImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except DAMAGED as error:
         raise BadImage(reason(error)) from None
+
+
+def open_image(stream: BinaryIO) -> Image.Image:
+    """The undecoded image in `stream`. A warning about its size must have been made an error by the caller.
+
+    Raises:
+        BadImage: not an image, more pixels than Pillow's limit, fewer than 4 a side, or several frames.
+    """
+    with told():
+        image = Image.open(stream)
+        # Phones append a second picture (gain map, depth) to a JPEG and call it MPO: the first is the photo.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise BadImage(f"is an animation of {frames} frames, not one image")
     if min(image.size) < MIN_SIDE:
@@ -69,16 +79,23 @@ def open_image(stream: BinaryIO) -> Image.Image:
 
 def reason(error: Exception) -> str:
     """Why a file could not be read, as the end of a sentence that begins with its name."""
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     return f"is damaged ({' '.join(str(error).split()) or type(error).__name__})"
 
 
 def header(image: Image.Image) -> Header:
-    """Height, width (upright) and greyness of an opened image."""
-    turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
-    width, height = reversed(image.size) if turned else image.size
-    return Header(height, width, is_grey(image))
+    """Height, width (upright) and greyness of an opened image.
+
+    Raises:
+        BadImage: when the palette or the orientation cannot be read.
+    """
+    with told():
+        turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+        width, height = reversed(image.size) if turned else image.size
+        return Header(height, width, is_grey(image))
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -95,15 +112,11 @@ def to_array(image: Image.Image, channels: int, size: tuple[int, int]) -> np.nda
     Raises:
         BadImage: when the pixels cannot be decoded.
     """
-    try:
+    with told():
         image.load()
         if "exif" in image.info:
             image = ImageOps.exif_transpose(image)
         array = np.asarray(fit(flatten(image, "L" if channels == 1 else "RGB"), size))
-    except BOMB:
-        raise BadImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except DAMAGED as error:
-        raise BadImage(reason(error)) from None
     return array.reshape(*size, channels)
 
 
@@ -149,3 +162,18 @@ def parallel(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
     with ThreadPoolExecutor(min(8, cpus())) as pool:
         return [result for part in pool.map(run, range(0, len(items), chunk)) for result in part]
+
+
+def convert(pixels: np.ndarray, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
+    """(N, H, W, C) uint8 pixels at another size and number of channels."""
+    size = size or pixels.shape[1:3]
+    channels = channels or pixels.shape[3]
+    if pixels.shape[1:] == (*size, channels):
+        return pixels
+    mode = "L" if channels == 1 else "RGB"
+
+    def one(array: np.ndarray) -> np.ndarray:
+        image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+        return np.asarray(fit(flatten(image, mode), size)).reshape(*size, channels)
+
+    return np.stack(parallel(one, list(pixels)))

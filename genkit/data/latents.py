@@ -1,64 +1,70 @@
-"""Latents files and folders of their shards as a source of unit-variance examples."""
+"""Files that `encode` and `sample` write as a source: latents of unit variance, or float images."""
 
+import os
 import re
 import sys
 from pathlib import Path
 
-import torch
-
 from ..errors import InputError
-from .resident import Resident, fingerprint
+from .decode import convert
+from .resident import Resident, fingerprint, resident_images
 from .source import Info
 
 
-def shards(folder: Path) -> list[Path]:
-    """The files `00000.safetensors`, `00001.safetensors`, … of a folder in order.
+def is_tensors(path: Path) -> bool:
+    """Whether `path` is a `.safetensors` file, or a folder of its shards `00000.safetensors`, ….
 
     Raises:
-        InputError: when one in between is missing.
+        InputError: when one of the shards is missing.
     """
-    files = sorted(p for p in folder.iterdir() if re.fullmatch(r"\d{5,}\.safetensors", p.name))
-    for i, path in enumerate(files):
-        if int(path.stem) != i:
-            raise InputError(f"{folder} lacks shard {i:05d}.safetensors; run the command that wrote it again")
-    return files
+    if not path.is_dir():
+        return path.suffix.lower() == ".safetensors"
+    try:
+        files = sorted(n for n in os.listdir(path) if re.fullmatch(r"\d+\.safetensors", n))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    for i, name in enumerate(files):
+        if int(name.split(".")[0]) != i:
+            raise InputError(f"{path} lacks {i:05d}.safetensors; run the command that wrote it again")
+    return bool(files)
 
 
-def open_latents(spec: str, files: list[Path]) -> Resident:
-    """The latents in `files`, one after the other; those on stdin for none.
+def open_tensors(
+    spec: str, path: Path | None, size: tuple[int, int] | None, channels: int | None
+) -> Resident:
+    """The examples in a `.safetensors` file or a folder of its shards; those on stdin for None.
 
     Raises:
-        InputError: when shards do not belong together: another codec, normalisation, shape, or labels in some.
+        InputError: when they are missing, damaged or of another kind, or latents are to change their shape.
     """
     from ..io import load_latents
 
-    parts = [load_latents(f) for f in files] if files else [load_latents(sys.stdin.buffer)]
-    first = parts[0]
-    for path, part in zip(files, parts):
-        for what, one, other in (
-            ("codec", first.codec, part.codec),
-            ("shift", tuple(first.shift), tuple(part.shift)),
-            ("scale", tuple(first.scale), tuple(part.scale)),
-            ("shape", first.z.shape[1:], part.z.shape[1:]),
-            ("labels", first.labels is None, part.labels is None),
-            ("captions", first.captions is None, part.captions is None),
-        ):
-            if one != other:
-                raise InputError(f"{path} and {files[0]} differ in their {what}; encode them together")
-    z = torch.cat([p.z for p in parts]).permute(0, 2, 3, 1).contiguous()
-    labels = None if first.labels is None else torch.cat([p.labels for p in parts])
-    captions = None if first.captions is None else [c for p in parts for c in p.captions]
-    classes = tuple(str(i) for i in range(int(labels.max()) + 1)) if labels is not None else ()
+    file = load_latents(path if path is not None else sys.stdin.buffer.read(), ("latents", "images"))
+    labels, classes = file.labels, file.classes
+    if labels is not None and not classes:
+        classes = tuple(str(i) for i in range(int(labels.max()) + 1))
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise InputError(f"{spec} has labels outside its {len(classes)} classes; encode it again")
+    z = file.z.permute(0, 2, 3, 1).contiguous()
+    if file.kind == "images":
+        if z.shape[-1] not in (1, 3):
+            raise InputError(f"{spec} has {z.shape[-1]} channels; images have 1 or 3")
+        pixels = convert(((z.clamp(-1, 1) + 1) * 127.5).round().byte().numpy(), size, channels)
+        tags = None if labels is None else labels.numpy()
+        return resident_images(spec, pixels, classes=classes, labels=tags, captions=file.captions)
+    if size is not None or channels is not None:
+        raise InputError(f"{spec} holds latents, whose size is fixed; encode images of another size instead")
     count, height, width, channels = z.shape
+    about = [*classes, file.codec, str(file.shift), str(file.scale)]
     info = Info(
-        spec,
-        "latents",
-        (channels, height, width),
-        count,
-        classes,
-        fingerprint(z, labels, [first.codec, *map(str, first.shift), *map(str, first.scale)], captions),
-        first.codec,
-        tuple(first.shift),
-        tuple(first.scale),
+        name=spec,
+        kind="latents",
+        shape=(channels, height, width),
+        count=count,
+        classes=classes if labels is not None else (),
+        fingerprint=fingerprint(z, labels, about, file.captions),
+        codec=file.codec,
+        shift=file.shift or (0.0,) * channels,
+        scale=file.scale or (1.0,) * channels,
     )
-    return Resident(info, z, labels, captions)
+    return Resident(info, z, labels, file.captions)

@@ -7,9 +7,12 @@ from ..errors import InputError
 from .metadata import Row, read_metadata
 from .store import Store
 
-SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .tga".split()
+# fmt: off
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".webp",
 )
+# fmt: on
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 
@@ -30,7 +33,7 @@ def is_image(name: str) -> bool:
 
 
 def list_images(store: Store) -> Listing:
-    """The images below the root, sorted by path; `metadata.csv` or `.jsonl` at the top decides where there is one.
+    """The images below the root, sorted by path: those a `metadata.csv` or `.jsonl` at the top names, or all.
 
     A top folder that holds everything (as in a zipped folder) is looked through. `grid.png` at the top is the
     overview that genkit writes beside its images, not one of them.
@@ -40,7 +43,7 @@ def list_images(store: Store) -> Listing:
     """
     names = store.names()
     images = [n for n in names if is_image(n)]
-    top = posixpath.commonpath([posixpath.dirname(n) for n in images]) if images else ""
+    top = common(images)
     tables = [n for n in names if posixpath.basename(n) in METADATA and above(n, top)]
     if len(tables) > 1:
         raise InputError(f"{store.path} has both {tables[0]} and {tables[1]}; keep one")
@@ -48,8 +51,13 @@ def list_images(store: Store) -> Listing:
         return from_rows(store, posixpath.dirname(tables[0]), read_metadata(store, tables[0]), images)
     images = [n for n in images if n != posixpath.join(top, "grid.png")]
     if not images:
-        raise InputError(f"{store.path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return from_folders(store, top, images)
+        raise InputError(f"{store.path} holds no images ({', '.join(SUFFIXES)})")
+    return from_folders(store, images)
+
+
+def common(names: list[str]) -> str:
+    """The innermost folder that contains all of `names`."""
+    return posixpath.commonpath([posixpath.dirname(n) for n in names]) if names else ""
 
 
 def above(name: str, folder: str) -> bool:
@@ -58,8 +66,9 @@ def above(name: str, folder: str) -> bool:
     return parent in ("", folder) or folder.startswith(parent + "/")
 
 
-def from_folders(store: Store, top: str, images: list[str]) -> Listing:
-    """A Listing whose classes are the sub-folders of `top`; none where images also lie beside them."""
+def from_folders(store: Store, images: list[str]) -> Listing:
+    """A Listing whose classes are the sub-folders; none where all lie in one, or images lie beside these."""
+    top = common(images)
     groups = [group(n, top) for n in images]
     classes, labels = classify(groups) if "" not in groups else ((), None)
     notes = []
@@ -77,10 +86,10 @@ def group(name: str, top: str) -> str:
 
 
 def from_rows(store: Store, top: str, rows: list[Row], images: list[str]) -> Listing:
-    """A Listing of the images that the metadata names; classes fall back on sub-folders without a label column."""
+    """A Listing of the images that the metadata names; without a label column, classes are sub-folders."""
     rows = sorted(rows, key=lambda row: row.name)
     names = [row.name for row in rows]
-    listing = from_folders(store, top, names)
+    listing = from_folders(store, names)
     if any(row.label is not None for row in rows):
         classes, labels = classify([row.label or "" for row in rows])
         listing = listing._replace(classes=classes, labels=labels)

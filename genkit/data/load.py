@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 
 class Scan(NamedTuple):
-    """What the first look at a file found: `bad` says why it is unusable, `pixels` is there where asked for."""
+    """What the first look at a file found: `bad` says why it is unusable, `pixels` is None unless kept."""
 
     header: Header | None = None
     pixels: np.ndarray | None = None
@@ -49,7 +49,7 @@ def load_images(
     """A source of the listed images: Resident when the decoded set is at most `limit` bytes, else Streaming.
 
     Raises:
-        InputError: for unreadable files, all named at once (Streaming: those with a bad header), unless `skip_bad`.
+        InputError: for unreadable files (Streaming: those with a bad header), unless `skip_bad`.
     """
     listing, scans = scan(listing, size, channels, skip_bad, limit)
     headers = [s.header for s in scans if s.header is not None]
@@ -78,8 +78,9 @@ def scan(
     """
     store, names = listing.store, listing.names
     with warnings.catch_warnings():
-        # The filter is the process's, so the threads see it too; a bomb must not decode before it is reported.
+        # The filter is the process's, so the threads see it too; a bomb must be refused before it decodes.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's on odd tags: what matters is an error as well
         first = next((h for h in (look(store, n, None).header for n in names[:100]) if h), None)
         guess = size or (first and (first.height, first.width))
         if guess and len(names) * guess[0] * guess[1] * (channels or 3) > limit:
@@ -133,7 +134,7 @@ def select(listing: Listing, keep: list[int]) -> Listing:
 
 
 def common_size(root: Path, headers: list[Header]) -> tuple[Size, list[str]]:
-    """The (H, W) to bring all images to, with a note where they differ: a square of the commonest short side."""
+    """The (H, W) to bring all images to, with a note if they differ: a square of the commonest short side."""
     sizes = Counter((h.height, h.width) for h in headers)
     if len(sizes) == 1:
         return next(iter(sizes)), []

@@ -54,7 +54,7 @@ def load_named(name: str, split: str, root: Path | None, side: int | None) -> Ar
 
 
 def digits(split: str) -> Arrays:
-    """scikit-learn's 1,797 scanned digits, 8×8 in 17 grey levels; every fifth of each class is for testing."""
+    """scikit-learn's 1,797 scanned digits, 8×8 in 17 grey levels; every fifth of a class is for testing."""
     from sklearn.datasets import load_digits
 
     data = load_digits()

@@ -17,8 +17,8 @@ MIDDLE = 127.5  # uint8 v becomes (v - 127.5) / 127.5: 0 and 255 become exactly 
 def finish(x: Tensor, shift: Tensor | float, scale: Tensor | float) -> Tensor:
     """(B, C, H, W) float32 of normalised examples from a fresh (B, H, W, C) tensor.
 
-    Channels stay last in memory where there are several, which convolutions like; with one both orders are the
-    same bytes, and the plain strides spare torch the guess.
+    Channels stay last in memory where there are several, which convolutions like; with one, both orders are
+    the same bytes, and the plain strides spare torch the guess.
     """
     x = x.to(torch.float32).sub_(shift).div_(scale)
     batch, height, width, channels = x.shape
@@ -37,9 +37,9 @@ class Resident:
         notes: Iterable[str] = (),
     ) -> None:
         self.info = info
-        self.captions = captions
+        self.labels, self.captions = labels, captions
         self.notes = list(notes)
-        self._data, self._labels = data, labels
+        self._data = data
         self._here: tuple[torch.device, Tensor, Tensor | None] | None = None
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Resident:
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """The data and labels on `device`, copied there at the first use."""
         if self._here is None or self._here[0] != device:
-            labels = None if self._labels is None else self._labels.to(device)
+            labels = None if self.labels is None else self.labels.to(device)
             self._here = (device, self._data.to(device), labels)
         return self._here[1], self._here[2]
 
@@ -57,9 +57,9 @@ class Resident:
         data, labels = self._on(device)
         shift: Tensor | float = MIDDLE
         scale: Tensor | float = MIDDLE
-        if self.info.shift:
+        if self.info.kind == "latents":
             shift, scale = (torch.tensor(v, device=device) for v in (self.info.shift, self.info.scale))
-        # A blocking copy of the index would wait for all queued kernels; elsewhere than CUDA, async is not safe.
+        # A blocking copy of the index would wait for all queued kernels; other devices than CUDA need it.
         hurry = device.type == "cuda"
         for index in indices:
             at = index.to(device, non_blocking=hurry)
@@ -105,10 +105,10 @@ def resident_images(
 def fingerprint(
     data: Tensor, labels: Tensor | None, classes: Sequence[str], captions: Sequence[str] | None
 ) -> str:
-    """sha256 over the content: the same for a folder and its zip, another for any other pixel, label or caption."""
+    """sha256 over the content: the same for a folder and its zip, not for another pixel, label or caption."""
     about = [list(data.shape), str(data.dtype), list(classes), None if captions is None else list(captions)]
     digest = hashlib.sha256(json.dumps(about).encode())
     for tensor in (data, labels):
         if tensor is not None:
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

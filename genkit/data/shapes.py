@@ -32,7 +32,7 @@ OVERSAMPLE = 4
 
 
 def shapes(split: str, side: int = 32) -> Arrays:
-    """The data set at `side`×`side` RGB: 10,000 training or 2,000 test images on white, drawn in half a second."""
+    """The data set at `side`×`side` RGB on white: 10,000 training or 2,000 test images, drawn in a second."""
     start, count = COUNTS[split]
     index = torch.arange(start, start + count)
     draws = noise.uniform(SEED, noise.INITIAL, index, (9,)).double().numpy()

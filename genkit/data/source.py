@@ -1,6 +1,6 @@
 """What every data source offers to training, encoding and evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,7 +13,7 @@ class Info(NamedTuple):
     name: str  # the source as the person named it
     kind: str  # "images" or "latents"
     shape: tuple[int, int, int]  # (C, H, W)
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count
     classes: tuple[str, ...] = ()  # class names in label order; empty when the source has no labels
     fingerprint: str = ""  # changes when any example changes
     codec: str = ""  # latents: sha256 of the weights of the codec that wrote them
@@ -34,6 +34,8 @@ class Source(Protocol):
 
     info: Info
     notes: list[str]  # what a person should know about how the data was read, one line each, for stderr
+    labels: Tensor | None  # (N,) int64 on the CPU
+    captions: Sequence[str] | None
 
     def __len__(self) -> int: ...
 
@@ -52,4 +54,5 @@ class ImageSource(Source, Protocol):
 
 def info_from_json(values: dict[str, Any]) -> Info:
     """The Info whose `_asdict` went through JSON (lists become tuples again)."""
-    return Info(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Info(**plain)

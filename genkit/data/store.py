@@ -1,5 +1,6 @@
-"""Files below one root, read by name: a folder or a zip. Both pickle and fork, so DataLoader workers can read."""
+"""Files below one root, read by name: a folder or a zip. Both pickle and fork, for DataLoader's workers."""
 
+import errno
 import io
 import os
 import re
@@ -53,8 +54,7 @@ class Folder:
         self.path = path
 
     def names(self) -> list[str]:
-        names = (p.relative_to(self.path).as_posix() for p in self._walk(self.path, frozenset()))
-        return sorted(n for n in names if not hidden(n))
+        return sorted(p.relative_to(self.path).as_posix() for p in self._walk(self.path, frozenset()))
 
     def _walk(self, folder: Path, above: frozenset[str]) -> Iterator[Path]:
         # Links to folders are followed; one that leads back to a folder above it would never end.
@@ -66,6 +66,8 @@ class Folder:
         except OSError as error:
             raise InputError(f"cannot read {folder}: {error.strerror}") from None
         for entry in entries:
+            if hidden(entry.name):
+                continue
             if entry.is_dir():
                 yield from self._walk(Path(entry.path), above | {real})
             elif entry.is_file() or entry.is_symlink():
@@ -90,7 +92,7 @@ class Member(NamedTuple):
 
 
 class Zip:
-    """The files of a zip, read in place; no state but the table of contents, so any thread or process may read."""
+    """The files of a zip, read in place; any thread or process may, since only the contents table is kept."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -118,6 +120,8 @@ class Zip:
         return member.size, member.crc
 
     def open(self, name: str) -> BinaryIO:
+        if name not in self._members:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         member = self._members[name]
         with open(self.path, "rb", buffering=0) as file:
             file.seek(member.offset)

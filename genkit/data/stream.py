@@ -3,7 +3,7 @@
 import hashlib
 import json
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -68,8 +68,8 @@ class Streaming:
 
     def __init__(self, name: str, listing: Listing, shape: tuple[int, int, int], workers: int | None) -> None:
         self.notes = list(listing.notes)
-        self.captions = listing.captions
-        self._labels = None if listing.labels is None else torch.tensor(listing.labels)
+        self.captions: Sequence[str] | None = listing.captions
+        self.labels = None if listing.labels is None else torch.tensor(listing.labels)
         self._decoder = Decoder(listing.store, listing.names, shape)
         self._workers = min(16, cpus()) if workers is None else workers
         mark = fingerprint(listing, shape)
@@ -79,7 +79,7 @@ class Streaming:
         return len(self._decoder)
 
     def batches(self, indices: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
-        """One Batch per index tensor (B,) int64 on the CPU, in order; `indices` may be endless, read a little ahead.
+        """One Batch per index tensor (B,) int64 on the CPU, in order; `indices` may be endless.
 
         Raises:
             InputError: when a file turns out to be damaged.
@@ -88,7 +88,7 @@ class Streaming:
             self._decoder,
             batch_sampler=(index.tolist() for index in indices),  # type: ignore[arg-type]
             num_workers=self._workers,
-            collate_fn=same,
+            collate_fn=same,  # type: ignore[arg-type]
             pin_memory=device.type == "cuda",
             worker_init_fn=quiet,
             generator=torch.Generator(),  # otherwise each start would draw from the global one
@@ -98,7 +98,7 @@ class Streaming:
                 raise InputError(pixels)
             at = torch.tensor(index)
             x = finish(pixels.to(device, non_blocking=True), MIDDLE, MIDDLE)
-            label = None if self._labels is None else self._labels[at].to(device)
+            label = None if self.labels is None else self.labels[at].to(device)
             yield Batch(x, label, pick(self.captions, at))
 
     def uint8(self, indices: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Streaming:
 
 
 def fingerprint(listing: Listing, shape: tuple[int, int, int]) -> str:
-    """sha256 over names, sizes and checksums (zip) or modification times (folder): pixels are too many to hash."""
+    """sha256 over names, sizes and checksums (zip) or modification times (folder), not over the pixels."""
     stamps = [(name, *listing.store.stamp(name)) for name in listing.names]
     about = [shape, stamps, listing.classes, listing.labels, listing.captions]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch_fidelity
 
 from .. import dist
-from ..data.source import Info
+from ..data.source import ImageSource, Info
 from ..errors import InputError, RunError
 from ..io.checkpoint import versions
 from .extractors import Extractor
-from .features import Images, Progress, count, extract
+from .features import Progress, count, extract
 from .statistics import Statistics, load_statistics, measure, save_statistics
 
 _FEATURE_BYTES = 200_000_000  # features up to this size are kept in the file
@@ -40,7 +40,7 @@ def cache_path(info: Info, extractor: Extractor, n: int) -> Path:
 
 
 def statistics_of(
-    source: Images,
+    source: ImageSource,
     extractor: Extractor,
     *,
     limit: int | None = None,

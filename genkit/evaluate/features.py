@@ -1,34 +1,21 @@
 """Features of the images of a source, extracted in batches and shared among the processes of torchrun."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 from .. import dist
-from ..data.source import Info
+from ..data.source import ImageSource
 from ..errors import InputError, RunError
 from .extractors import Extractor, Features
 
 Progress = Callable[[int, int], None]  # (images done, images to do) in this process
 
 
-class Images(Protocol):
-    """The part of a data source that evaluation needs."""
-
-    info: Info
-
-    def __len__(self) -> int: ...
-
-    def uint8(self, indices: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 images at `indices` (B,) int64."""
-        ...
-
-
-def count(source: Images, limit: int | None = None) -> int:
+def count(source: ImageSource, limit: int | None = None) -> int:
     """How many images of `source` are measured: the first `limit`, or all.
 
     Raises:
@@ -44,7 +31,7 @@ def count(source: Images, limit: int | None = None) -> int:
 
 
 def extract(
-    source: Images,
+    source: ImageSource,
     extractor: Extractor,
     *,
     limit: int | None = None,
@@ -63,7 +50,9 @@ def extract(
     mine = dist.share(n)
     features, logits = torch.empty(len(mine), extractor.dim), torch.empty(len(mine), extractor.classes)
     done = 0
-    for images in _read_ahead(source, list(torch.arange(mine.start, mine.stop).split(batch_size))):
+    # a process may have no image at all
+    chunks = torch.arange(mine.start, mine.stop).split(batch_size) if len(mine) else ()
+    for images in _read_ahead(source, chunks):
         found, rows = extractor(images), slice(done, done + len(images))
         features[rows] = found.features
         if found.logits is not None:
@@ -79,15 +68,16 @@ def extract(
     return Features(features, logits if extractor.classes else None)
 
 
-def _read_ahead(source: Images, chunks: list[Tensor]) -> Iterator[Tensor]:
+def _read_ahead(source: ImageSource, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
     """The images of each chunk; a thread reads the next, so that decoding PNGs overlaps with the network."""
     with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(source.uint8, chunks[0])
+        ahead = [pool.submit(source.uint8, chunk) for chunk in chunks[:1]]
         for chunk in chunks[1:]:
-            images = ahead.result()
-            ahead = pool.submit(source.uint8, chunk)
+            images = ahead.pop().result()
+            ahead.append(pool.submit(source.uint8, chunk))
             yield images
-        yield ahead.result()
+        for last in ahead:
+            yield last.result()
 
 
 def _gather(mine: Tensor, n: int, device: torch.device) -> Tensor:

@@ -5,10 +5,11 @@ from itertools import combinations
 from typing import NamedTuple
 
 from .. import dist
+from ..data.source import ImageSource
 from ..errors import InputError, unknown
 from .cache import Found, statistics_of
 from .extractors import CLASSIFIER, Extractor
-from .features import Images, count
+from .features import count
 from .metrics import confidence, fid, fid_interval, inception_score, kid, precision_recall
 from .statistics import Statistics
 
@@ -46,8 +47,8 @@ class Scores(NamedTuple):
 
 
 def score(
-    fake: Images | Statistics,
-    real: Images | Statistics,
+    fake: ImageSource | Statistics,
+    real: ImageSource | Statistics,
     extractor: Extractor | None,
     metrics: Sequence[str] = ("fid", "kid"),
     *,
@@ -69,7 +70,7 @@ def score(
     _check_request(fake, real, extractor, metrics, limit)
     pairs = not {"kid", "prc"}.isdisjoint(metrics)
 
-    def obtain(images: Images | Statistics, cache: bool) -> Found:
+    def obtain(images: ImageSource | Statistics, cache: bool) -> Found:
         if isinstance(images, Statistics):
             return Found(images)
         if extractor is None:
@@ -132,8 +133,8 @@ def _with_fid(scores: Scores, fake: Statistics, real: Statistics, seed: int) -> 
 
 
 def _check_request(
-    fake: Images | Statistics,
-    real: Images | Statistics,
+    fake: ImageSource | Statistics,
+    real: ImageSource | Statistics,
     extractor: Extractor | None,
     metrics: Sequence[str],
     limit: int | None,
@@ -158,7 +159,7 @@ def _check_request(
     _check_extractors(fake, real, extractor)
 
 
-def _check_logits(fake: Images | Statistics, extractor: Extractor | None) -> None:
+def _check_logits(fake: ImageSource | Statistics, extractor: Extractor | None) -> None:
     if isinstance(fake, Statistics):
         if fake.logits is None:
             raise InputError(
@@ -169,7 +170,7 @@ def _check_logits(fake: Images | Statistics, extractor: Extractor | None) -> Non
 
 
 def _check_extractors(
-    fake: Images | Statistics, real: Images | Statistics, extractor: Extractor | None
+    fake: ImageSource | Statistics, real: ImageSource | Statistics, extractor: Extractor | None
 ) -> None:
     """Both sets must be measured in the same way: by `extractor`, or by whoever made the statistics."""
     known: list[tuple[str, str | None, int]] = []

@@ -121,9 +121,10 @@ def save_statistics(path: Path, statistics: Statistics) -> None:
 
 def _load_npz(path: Path) -> Statistics:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} holds a bare array; an .npz with 'mu' and 'sigma' is needed")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} holds a bare array; an .npz with 'mu' and 'sigma' is needed")
+        with archive:
             missing = sorted({"mu", "sigma"} - set(archive.files))
             if missing:
                 raise InputError(

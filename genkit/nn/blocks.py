@@ -1,4 +1,4 @@
-"""Layers shared by the convolutional networks: residual blocks, attention, resizing, noise-level embedding."""
+"""Layers shared by the U-Net: residual blocks, attention, resizing, embedding of the noise level."""
 
 import math
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation with the most groups, at most `groups`, that divide `channels`.
 
-    A group of a single channel would be instance normalisation, which erases the noise level from every map, so
-    narrow layers (fewer than 2 `groups` channels) keep at least two channels a group where the width allows it.
+    A group of a single channel would erase the noise level, which enters as a constant per map; so narrow
+    layers (fewer than 2 `groups` channels) keep at least two channels a group.
     """
     most = min(groups, max(channels // 2, 1))
     return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=eps)
@@ -25,9 +25,10 @@ def zero(module: nn.Module) -> nn.Module:
 
 
 def sinusoid(x: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of `x` (B,) at width / 2 geometric frequencies from 1 to 1/10000: (B, width), float32.
+    """Sines, then cosines, of `x` at width / 2 geometric frequencies from 1 to 1/10000, in float32.
 
-    Ho et al. 2020 (the convention of Vaswani et al. 2017 with the last frequency exactly 1/10000).
+    x: (B,) -> (B, width), `width` even. Ho et al. 2020: Vaswani et al. 2017 with the last frequency exactly
+    1/10000.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=x.device)
@@ -39,8 +40,9 @@ def sinusoid(x: Tensor, width: int) -> Tensor:
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with the embedding (B, E) entering between them, plus the shortcut.
 
-    Ho et al. 2020, appendix B: the embedding is added. `scale_shift` makes it an affine map of the second norm
-    (Dhariwal & Nichol 2021, "AdaGN"). `skip_scale` multiplies the sum; 1/sqrt(2) keeps its variance (Song et al. 2021).
+    Ho et al. 2020, appendix B: the embedding is added. `scale_shift` makes it an affine map of the second
+    norm ("AdaGN", Dhariwal & Nichol 2021). `skip_scale` multiplies the sum; 1/sqrt(2) keeps its variance
+    (Song et al. 2021, "Score-based generative modeling", appendix H).
     """
 
     def __init__(
@@ -89,7 +91,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_dim: int | None = None, skip_scale: float = 1.0) -> None:
         super().__init__()
         if head_dim is not None and (head_dim < 1 or channels % head_dim):
-            raise ValueError(f"channels must be a multiple of head_dim for attention, got {channels} and {head_dim}")
+            raise ValueError(
+                f"channels must be a multiple of head_dim for attention, got {channels} and {head_dim}"
+            )
         self.heads = 1 if head_dim is None else channels // head_dim
         self.skip_scale = skip_scale
         self.norm = group_norm(channels)
@@ -103,7 +107,8 @@ class Attention(nn.Module):
         b, c, height, width = x.shape
         h = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = (
-            f(h).view(b, -1, self.heads, c // self.heads).transpose(1, 2) for f in (self.query, self.key, self.value)
+            f(h).view(b, -1, self.heads, c // self.heads).transpose(1, 2)
+            for f in (self.query, self.key, self.value)
         )
         h = F.scaled_dot_product_attention(q, k, v)
         h = self.out(h.transpose(1, 2).reshape(b, -1, c))

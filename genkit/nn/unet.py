@@ -9,34 +9,58 @@ from torch import Tensor, nn
 from genkit.nn.blocks import Attention, Downsample, ResBlock, Upsample, group_norm, sinusoid, zero
 
 
-class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each with attention or not, then the change of resolution."""
+class Down(nn.Module):
+    """One level on the way down: residual blocks, each with its attention or identity, then the halving."""
 
     def __init__(
-        self, blocks: Sequence[ResBlock], attentions: Sequence[nn.Module], resize: nn.Module | None
+        self, blocks: Sequence[nn.Module], attentions: Sequence[nn.Module], resize: nn.Module | None
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attentions = nn.ModuleList(attentions)
+        self.blocks, self.attentions = nn.ModuleList(blocks), nn.ModuleList(attentions)
         self.resize = resize
+
+    def forward(self, h: Tensor, embedding: Tensor) -> list[Tensor]:
+        """Every map the level makes, in order; the last one is its output."""
+        made = []
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(h, embedding))
+            made.append(h)
+        return made if self.resize is None else [*made, self.resize(h)]
+
+
+class Up(nn.Module):
+    """One level on the way up: as `Down`, each block also reading a map made there, then the doubling."""
+
+    def __init__(
+        self, blocks: Sequence[nn.Module], attentions: Sequence[nn.Module], resize: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.blocks, self.attentions = nn.ModuleList(blocks), nn.ModuleList(attentions)
+        self.resize = resize
+
+    def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        """The level's output; takes one map a block from the end of `skips`."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+        return h if self.resize is None else self.resize(h)
 
 
 class UNet(nn.Module):
     """A U-Net over images, told the noise level and, with `classes`, a class.
 
-    The defaults are the CIFAR-10 network of Ho et al. 2020, appendix B: `UNet(3, 3, 32)` has 35,746,307 parameters and
-    the graph of the released model.
+    The defaults are the CIFAR-10 network of Ho et al. 2020, appendix B: `UNet(3, 3, 32)` has 35,746,307
+    parameters and the graph of the released model.
 
     channels_in, channels_out: of the images, before `patch`.
     size: height and width the network is built for; it decides which levels have attention. Other sizes run.
-    width, multipliers: channels of level i are width * multipliers[i]; every level but the last halves the size.
+    width, multipliers: level i has width * multipliers[i] channels; every level but the last halves the size.
     blocks: residual blocks a level on the way down (one more on the way up).
     attention: feature-map sizes, i.e. size / patch / 2^level, with attention after each residual block.
     middle_attention: attention between the two residual blocks of the bottom.
     head_dim: channels of an attention head; None is one head.
     classes: number of classes, 0 for none. Index `classes` is one more, the null class.
-    patch: space-to-depth at the input and its inverse at the output. patch=2 makes 28x28 a 14x14 map of 4x the channels,
-        a quarter of the work; convolutions at full resolution are most of the cost and little of the quality.
+    patch: space-to-depth at the input, its inverse at the output. patch=2 makes 28x28 a 14x14 map of
+        4x the channels, for a quarter of the work: convolutions at full resolution cost the most.
     scale_shift, skip_scale: see `ResBlock`.
 
     Raises:
@@ -63,7 +87,7 @@ class UNet(nn.Module):
         super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"width must be even for the sine and cosine embedding, got {width}")
-        self.patch, self.classes = patch, classes
+        self.width, self.patch, self.classes = width, patch, classes
         self.factor = patch * 2 ** (len(multipliers) - 1)
         self.check_size(size, size)
         sizes = [size // patch >> i for i in range(len(multipliers))]
@@ -89,7 +113,7 @@ class UNet(nn.Module):
             last = i == len(channels) - 1
             made = [block(c if j == 0 else out, out) for j in range(blocks)]
             attentions = [attend(out, sizes[i] in attention) for _ in made]
-            self.down.append(Level(made, attentions, None if last else Downsample(out)))
+            self.down.append(Down(made, attentions, None if last else Downsample(out)))
             skips += [out] * (blocks if last else blocks + 1)
             c = out
 
@@ -103,15 +127,15 @@ class UNet(nn.Module):
                 made.append(block(c + skips.pop(), out))
                 c = out
             attentions = [attend(out, sizes[i] in attention) for _ in made]
-            self.up.append(Level(made, attentions, Upsample(out) if i else None))
+            self.up.append(Up(made, attentions, Upsample(out) if i else None))
 
         self.norm_out = group_norm(c)
         self.conv_out = nn.Conv2d(c, channels_out * patch**2, 3, padding=1)
         self._initialise()
 
     def _initialise(self) -> None:
-        # Ho et al. 2020: Xavier uniform with zero biases, and zero for the last layer of every residual branch and of
-        # the network. The latter is worth much at a short budget: the first prediction is 0, not noise.
+        # Ho et al. 2020: Xavier uniform with zero biases, and zero for the last layer of every residual
+        # branch and of the network, so that training starts from the prediction 0.
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -137,8 +161,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output (B, channels_out, H, W) in the dtype of `x`.
 
-        x: (B, channels_in, H, W). noise_level: (B,) float, the schedule's embedding of the time. label: (B,) int64 in
-        [0, classes], where `classes` is the null class; None is the null class for all.
+        x: (B, channels_in, H, W). noise_level: (B,) float, the schedule's embedding of the time. label: (B,)
+        int64 in [0, classes], where `classes` is the null class; None is the null class for all.
 
         Raises:
             ValueError: H or W does not divide, or a label for a network without classes.
@@ -147,7 +171,7 @@ class UNet(nn.Module):
         if label is not None and self.label is None:
             raise ValueError("this network was built without classes (classes=0), so label must be None")
         dtype = self.conv_in.weight.dtype
-        embedding = self.time(sinusoid(noise_level, self.time[0].in_features).to(dtype))
+        embedding = self.time(sinusoid(noise_level, self.width).to(dtype))
         if self.label is not None:
             null = torch.full((x.shape[0],), self.classes, device=x.device) if label is None else label
             embedding = embedding + self.label(null)
@@ -156,20 +180,10 @@ class UNet(nn.Module):
         h = self.conv_in(F.pixel_unshuffle(x.to(dtype), self.patch))
         skips = [h]
         for level in self.down:
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = attention(block(h, embedding))
-                skips.append(h)
-            if level.resize is not None:
-                h = level.resize(h)
-                skips.append(h)
-
-        h = self.middle2(self.middle_attention(self.middle1(h, embedding)), embedding)
-
+            skips += level(skips[-1], embedding)
+        h = self.middle2(self.middle_attention(self.middle1(skips[-1], embedding)), embedding)
         for level in self.up:
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
-            if level.resize is not None:
-                h = level.resize(h)
+            h = level(h, embedding, skips)
 
         h = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(h, self.patch).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Extractors: colours and sizes, trustworthy precision, and Inception's weights from a file without a network."""
+"""Extractors: colours and sizes, precision, and Inception's weights from a file without a network."""
 
 import pickle
 import urllib.error
@@ -6,8 +6,8 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
+from evaluation_stubs import Clf, Pixels, info_of
 from PIL import Image
-from stubs import Clf, Pixels, info_of
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -23,7 +23,9 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     with pytest.MonkeyPatch.context() as patch:
         # the constructor always loads; here there is nothing to load yet
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {}
+        )
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
         torch.manual_seed(0)
         module = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
@@ -37,7 +39,9 @@ def test_inception_weights_from_a_file_give_torch_fidelitys_features(weights):
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights)
     )
-    images = torch.randint(0, 256, (2, 1, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (2, 1, 20, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     found = ours(images)
     features, logits = theirs(images.repeat(1, 3, 1, 1))
     # float32 convolutions summed in another order (channels_last): rounding only
@@ -103,7 +107,7 @@ def test_colour_becomes_pillows_grey():
 
 
 def test_resizing_averages_instead_of_dropping_pixels():
-    """Oracle: a checkerboard of single pixels is grey when it shrinks by four; without antialiasing it is not."""
+    """Oracle: a checkerboard of single pixels turns grey when shrunk by four; not so without antialiasing."""
     board = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 255).to(torch.uint8)[None, None]
     small = fit(board, (3, 8, 8))
     assert small.shape == (1, 3, 8, 8)

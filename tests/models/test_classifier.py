@@ -33,7 +33,7 @@ def test_labels_are_needed():
 
 
 def test_learns_digits():
-    """Oracle: a nearest neighbour gets 98.7 % of every sixth of scikit-learn's digits; 10 epochs must pass 95 %."""
+    """Oracle: a nearest neighbour gets 98.0 % of every sixth digit of scikit-learn; 10 epochs must pass 95 %."""
     datasets = pytest.importorskip("sklearn.datasets")
     data = datasets.load_digits()
     x = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1

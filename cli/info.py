@@ -1,0 +1,96 @@
+"""genkit info FILE: what a file is, and the command that made it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genkit.config import REQUIRED, arg
+from genkit.errors import InputError
+
+from .console import emit
+from .options import make
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """The file in question."""
+
+    file: Path = arg(REQUIRED, "A checkpoint, run folder, latents or statistics file, or a PNG.", positional=True)
+    json: bool = arg(False, "Print everything as one JSON line.")
+
+
+def command(name: str) -> Any:
+    """The `genkit info` command."""
+    return make(_info, InfoConfig, command="info", help="What a genkit file is, and the command that made it.")
+
+
+def _info(config: InfoConfig) -> None:
+    about = describe(config.file)
+    if config.json:
+        emit(about, True)
+        return
+    width = max(len(k) for k in about)
+    for key, value in about.items():
+        emit(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What `path` says of itself.
+
+    Raises:
+        InputError: when genkit did not write it.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.suffix.lower() == ".png":
+        from genkit.io.images import read_about
+
+        about = read_about(path)
+        if about is None:
+            raise InputError(f"{path} does not say how it was made; genkit did not write it")
+        return {"kind": "picture", **about}
+    if path.is_dir():
+        path = _inside(path)
+    return _tensors(path)
+
+
+def _inside(folder: Path) -> Path:
+    for name in ("model.safetensors", "00000.safetensors", "000000.png"):
+        if (folder / name).exists():
+            return folder / name
+    raise InputError(f"{folder} holds no checkpoint, shards or pictures of genkit")
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    if path.suffix == ".png":
+        return describe(path)
+    from safetensors import safe_open
+
+    from genkit.io import load_tensors, read_metadata
+
+    metadata = read_metadata(path)
+    kind = metadata.get("kind", "?")
+    load_tensors(path, (kind,))  # a damaged file must not pass for a good one
+    about: dict[str, Any] = {"kind": kind}
+    for key, value in metadata.items():
+        try:
+            about[key] = json.loads(value) if value[:1] in "[{" else value
+        except json.JSONDecodeError:
+            about[key] = value
+    if "captions" in about:
+        about["captions"] = f"{len(about['captions'])} captions"
+    with safe_open(str(path), "pt") as file:
+        shapes = {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
+    if len(shapes) <= 8:
+        about["tensors"] = shapes
+    else:
+        about["tensors"] = f"{len(shapes)} tensors, {sum(_size(s) for s in shapes.values()):,} values"
+    return about
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size

@@ -1,0 +1,143 @@
+"""The forms of -o: a folder of PNGs, one picture, an animation, tensors in a file or on stdout."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genkit import dist, io
+from genkit.errors import InputError
+from genkit.io.images import gif_bytes, picture, save_png, tile
+from genkit.io.latents import Latents, latents_bytes
+
+from .console import emit, emit_bytes, say
+
+GRID = 64  # pictures in a folder's grid.png
+SETTINGS = ".genkit.json"  # what made the pictures of a folder
+
+
+class Out(NamedTuple):
+    """Where a result goes and in which form: "folder", "png", "gif", "tensors" or "stream"."""
+
+    path: Path
+    form: str
+
+
+def parse_out(text: str, allowed: tuple[str, ...] = ("folder", "png", "gif", "tensors", "stream")) -> Out:
+    """The form that -o asks for by its suffix.
+
+    Raises:
+        InputError: for another suffix, or a form that the verb does not make.
+    """
+    suffix = Path(text).suffix.lower()
+    forms = {".png": "png", ".gif": "gif", ".safetensors": "tensors"}
+    form = "stream" if text == "-" else forms.get(suffix, "folder" if not suffix or text.endswith("/") else "")
+    if form not in allowed:
+        known = {"folder": "a folder/", "png": "x.png", "gif": "x.gif", "tensors": "x.safetensors", "stream": "-"}
+        raise InputError(f"-o {text} is no form of output here; use {', '.join(known[a] for a in allowed)}")
+    path = Path(text)
+    if form == "folder" and path.exists() and not path.is_dir():
+        raise InputError(f"-o {text} is a file; name a folder, or give a suffix (.png, .safetensors)")
+    if form not in ("folder", "stream") and path.is_dir():
+        raise InputError(f"-o {text} is a folder; name a file or drop the suffix")
+    return Out(path, form)
+
+
+class Folder:
+    """A folder of PNGs named by index, filled by as many processes and attempts as it takes."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], fresh: bool) -> None:
+        self.path, self.settings = path, settings
+        if dist.is_main():
+            self._claim(fresh)
+        dist.barrier()
+
+    def _claim(self, fresh: bool) -> None:
+        """Take the folder for these settings.
+
+        Raises:
+            InputError: when it holds pictures made with other settings, or not by genkit.
+        """
+        mark = self.path / SETTINGS
+        new = json.dumps(self.settings, sort_keys=True)
+        pictures = list(self.path.glob("[0-9]*.png"))
+        if pictures and not fresh:
+            old = json.loads(mark.read_text("utf-8")) if mark.exists() else {}
+            changed = [f"{k}: {old.get(k)} -> {v}" for k, v in self.settings.items() if old.get(k) != v]
+            if changed:
+                raise InputError(
+                    f"{self.path}/ holds pictures made with other settings ({'; '.join(changed)}); "
+                    "use --fresh to replace them or another -o"
+                )
+        if fresh:
+            for picture_path in [*pictures, self.path / "grid.png"]:
+                picture_path.unlink(missing_ok=True)
+        io.write_text(mark, new)
+
+    def name(self, index: int) -> Path:
+        """The file of picture `index`."""
+        return self.path / f"{index:06d}.png"
+
+    def missing(self, n: int) -> list[int]:
+        """The indices below n that have no picture yet."""
+        present = {p.name for p in self.path.glob("[0-9]*.png")}
+        return [i for i in range(n) if self.name(i).name not in present]
+
+    def add(self, index: int, image: Tensor, about: dict[str, Any]) -> None:
+        """Write one (C, H, W) image."""
+        save_png(self.name(index), picture(image), {**about, "index": index})
+
+    def finish(self, n: int) -> None:
+        """Write grid.png of the first pictures and name the folder on stdout."""
+        dist.barrier()
+        if not dist.is_main():
+            return
+        shown = []
+        for index in range(min(n, GRID)):
+            with Image.open(self.name(index)) as image:
+                pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+                shown.append(pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).float() / 127.5 - 1)
+        save_png(self.path / "grid.png", tile(torch.stack(shown)), {"first": min(n, GRID)})
+
+
+def batched(indices: list[int], size: int) -> Iterator[Tensor]:
+    """The indices in tensors of `size`; the last one may be shorter."""
+    for start in range(0, len(indices), size):
+        yield torch.tensor(indices[start : start + size])
+
+
+
+def write_tensors(out: Out, latents: Latents, as_json: bool = False) -> None:
+    """Latents as a file or as a stream."""
+    if not dist.is_main():
+        return
+    if out.form == "stream":
+        emit_bytes(latents_bytes(latents))
+    else:
+        io.save_latents(out.path, latents)
+        emit({"out": str(out.path), "n": len(latents.z)} if as_json else out.path, as_json)
+
+
+def write_picture(out: Out, image: Image.Image, about: dict[str, Any], as_json: bool = False) -> None:
+    """One PNG with its provenance."""
+    if dist.is_main():
+        save_png(out.path, image, about)
+        emit({"out": str(out.path)} if as_json else out.path, as_json)
+
+
+def write_animation(out: Out, frames: Iterable[Image.Image], as_json: bool = False) -> None:
+    """One GIF."""
+    if dist.is_main():
+        io.write_bytes(out.path, gif_bytes(list(frames)))
+        emit({"out": str(out.path)} if as_json else out.path, as_json)
+
+
+def report_folder(out: Out, made: int, n: int, as_json: bool = False) -> None:
+    """Say what a folder holds now."""
+    if made < n:
+        say(f"{n - made} of {n} were there already")
+    emit({"out": str(out.path), "n": n, "made": made} if as_json else out.path, as_json)
