@@ -20,7 +20,12 @@ class ClassifierConfig:
         32, "Channels of the first of three scales; features have 4 times as many.", min=2, panel="Network"
     )
     blocks: int = arg(1, "Residual blocks a scale.", min=1, panel="Network")
-    shift: int = arg(2, "Move training images by up to this many pixels.", min=0, panel="Loss")
+    shift: int | None = arg(
+        None,
+        "Move training images by up to this many pixels; default: a 14th of their size.",
+        min=0,
+        panel="Loss",
+    )
     smoothing: float = arg(0.0, "Label smoothing (Szegedy et al. 2016).", min=0.0, max=0.99, panel="Loss")
 
 
@@ -42,7 +47,8 @@ def build(config: ClassifierConfig, info: Info) -> ConvNet:
 
 def objective(module: nn.Module, config: ClassifierConfig, info: Info) -> Classification:
     """Cross-entropy of `module`."""
-    return Classification(module, config.smoothing, config.shift)
+    most = min(info.shape[1:]) // 14 if config.shift is None else config.shift
+    return Classification(module, config.smoothing, most)
 
 
 register(
@@ -54,6 +60,13 @@ register(
         objective=objective,
         latents=True,
         verbs=("eval-fid",),
-        defaults={"lr": 2e-3, "batch_size": 128, "weight_decay": 0.01, "decay": "linear", "epochs": 6},
+        defaults={
+            "lr": 3e-3,
+            "batch_size": 128,
+            "weight_decay": 0.05,
+            "decay": "linear",
+            "ema": 0.02,
+            "steps": 3000,
+        },
     ),
 )

@@ -34,6 +34,8 @@ class DdpmConfig:
                             "else 1.", min=1, panel="Network")  # fmt: skip
     head_dim: int | None = arg(None, "Channels of an attention head; default: one head.", min=1, panel="Network")
     scale_shift: bool = arg(True, "The time scales and shifts the norms instead of being added.", panel="Network")
+    norm_groups: int = arg(32, "Groups of the norms; 1 is the fastest on a CPU.", min=1, panel="Network")
+    middle_attention: bool = arg(True, "Attention at the bottom.", panel="Network")
     dropout: float = arg(0.0, "Dropout in the residual blocks.", min=0.0, max=0.9, panel="Network")
     schedule: str = arg("cosine", "Noise schedule.", choices=tuple(SCHEDULES), panel="Diffusion")
     target: str = arg("v", "What the network predicts.", choices=_TARGETS, panel="Diffusion")
@@ -66,6 +68,8 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
             dropout=config.dropout,
             patch=patch,
             scale_shift=config.scale_shift,
+            groups=config.norm_groups,
+            middle_attention=config.middle_attention,
         )
         network.check_size(height, width)
     except ValueError as error:

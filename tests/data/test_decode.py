@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from files import noise_image, save
+from data_files import noise_image, save
 from PIL import Image
 
 from genkit.data import open_source

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from files import noise_image, save, zip_of
+from data_files import noise_image, save, zip_of
 from PIL import Image
 
 from genkit.data import open_source

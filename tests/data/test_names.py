@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from files import noise_image
+from data_files import noise_image
 
 from genkit.data import names, open_source
 from genkit.data.shapes import COLOURS

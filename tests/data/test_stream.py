@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from files import noise_image, png, save, zip_of
+from data_files import noise_image, png, save, zip_of
 
 from genkit.data import open_source
 from genkit.data.resident import Resident

@@ -15,6 +15,13 @@ def test_mlp_is_the_pytorch_example():
     assert decoder(torch.zeros(2, 20, 1, 1)).shape == (2, 1, 28, 28)
 
 
+def test_mlp_sees_brightness():
+    """Oracle: a black image is all zeros to the first layer, so only biases speak."""
+    encoder = mlp_encoder((1, 4, 4), (3, 1, 1), width=5)
+    expected = encoder[4](encoder[2].bias.relu())
+    torch.testing.assert_close(encoder(torch.full((1, 1, 4, 4), -1.0)).flatten(), expected)
+
+
 @pytest.mark.parametrize(
     "image, code, times",
     [
