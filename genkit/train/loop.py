@@ -191,7 +191,7 @@ def fit(
             f"--batch-size must be a multiple of processes x --accumulate "
             f"({dist.world()} x {optim.accumulate}), got {optim.batch_size}"
         )
-    objective.to(device).train()
+    objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     compiled = run.compile if run.compile is not None else device.type == "cuda"
     trainer = _Trainer(objective, optim, compiled, device)
     steps = total_steps(optim, len(source))

@@ -56,10 +56,14 @@ def load_state(out: Path, objective: nn.Module, average: Average, optimizers: Op
     except RuntimeError as error:
         raise InputError(f"{path} does not fit this model ({str(error).splitlines()[0]}); use --fresh") from None
     for phase, optimizer in optimizers.items():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part(f"optim.{phase}.").items():
             index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            like = parameters[int(index)]
+            # the fused optimiser walks memory in order: moments must lie in memory as their parameter does
+            moved = torch.empty_like(like).copy_(value) if value.shape == like.shape and value.ndim else value
+            state.setdefault(int(index), {})[name] = moved
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"])
 

@@ -1,4 +1,4 @@
-"""For every test of this folder: a cache of its own, and one thread."""
+"""For every test: a cache of its own, and one thread."""
 
 import pytest
 import torch

@@ -1,0 +1,30 @@
+# Latent diffusion end to end: images -> VAE -> latents -> diffusion -> pictures -> FID.
+# Usage: make -f recipes/latent.mk                                    MNIST, 4x7x7 latents
+#        make -f recipes/latent.mk DATA=cifar10 TEST=cifar10:test LATENT=4x8x8 VAE=cifar-vae LDM=cifar-ldm DIR=cifar
+DIR ?= latent
+DATA ?= mnist
+TEST ?= mnist:test
+VAE ?= mnist-vae
+LDM ?= mnist-ldm
+N ?= 10000
+SEED ?= 7
+R := $(DIR)/runs
+
+$(DIR)/fid.json: $(DIR)/img/grid.png $(R)/clf/model.safetensors
+	genkit eval-fid $(DIR)/img/ $(TEST) --features $(R)/clf --json > $@
+	@cat $@ >&2
+
+$(R)/clf/model.safetensors:
+	genkit train classifier --data $(DATA) -o $(R)/clf
+$(R)/vae/model.safetensors:
+	genkit train vae --recipe $(VAE) --data $(DATA) -o $(R)/vae
+$(DIR)/z.safetensors: $(R)/vae/model.safetensors
+	genkit encode $(DATA) -m $(R)/vae -o $@
+$(R)/ldm/model.safetensors: $(DIR)/z.safetensors
+	genkit train ddpm --recipe $(LDM) --data $(DIR)/z.safetensors -o $(R)/ldm
+$(DIR)/samples.safetensors: $(R)/ldm/model.safetensors
+	genkit sample ddim -m $(R)/ldm -n $(N) --steps 50 --eta 0 --seed $(SEED) --batch-size 250 -o $@
+$(DIR)/img/grid.png: $(DIR)/samples.safetensors $(R)/vae/model.safetensors
+	genkit decode $(DIR)/samples.safetensors -m $(R)/vae --batch-size 250 -o $(DIR)/img/
+
+.DELETE_ON_ERROR:

@@ -1,0 +1,252 @@
+"""Each verb as a user types it: forms of output, streams, provenance, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from cli_tools import TINY_DDPM, genkit, shell
+from PIL import Image
+
+from genkit import io
+
+FAST = ("--steps", "3", "--device", "cpu", "--precision", "fp32")
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).int()
+
+
+def test_help_needs_no_torch():
+    """Oracle: a process that forbids importing torch still prints the manual's first page."""
+    import subprocess
+    import sys
+
+    code = "import sys; sys.modules['torch'] = None; from genkit_cli.main import main; sys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in ("train", "sample", "encode", "decode", "invert", "interpolate", "eval-fid", "info"):
+        assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["train vae", "train ddpm", "train classifier", "sample ddim", "sample ddpm",
+                                  "sample prior", "encode", "decode", "invert", "interpolate", "eval-fid", "info"])
+def test_every_help_page_names_its_recipe_option(capfd, verb):
+    """Oracle: exit 0, and the options of the page that all verbs share."""
+    code, out, _ = genkit(capfd, *verb.split(), "--help")
+    assert code == 0
+    assert "--recipe" in out
+
+
+def test_sample_folder(work, capfd):
+    """Oracle: files named by index, a grid, one path on stdout, and pictures that explain themselves."""
+    code, out, err = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "5", *FAST, "-o", "img/")
+    assert (code, out) == (0, "img\n"), err
+    assert sorted(p.name for p in (work / "img").glob("*.png")) == [f"{i:06d}.png" for i in range(5)] + ["grid.png"]
+    code, out, _ = genkit(capfd, "info", "img/000003.png", "--json")
+    about = json.loads(out)
+    assert (about["seed"], about["index"], about["method"]) == (0, 3, "ddim")
+    assert about["model"] == io.load_checkpoint(work / "runs/ddpm").sha256
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_image_is_an_address(work, capfd, method):
+    """Oracle: image i of a seed, whatever the batch and whatever else is drawn; at most 1/255 apart."""
+    extra = ("--eta", "0.5") if method == "ddim" else ()
+    for name, size, n in (("a", 1, 4), ("b", 3, 6)):
+        command = ("sample", method, "-m", "runs/ddpm", "-n", n, "--batch-size", size, *FAST, *extra, "-o", f"{name}/")
+        assert genkit(capfd, *command)[0] == 0
+    for i in range(4):
+        assert (pixels(work / f"a/{i:06d}.png") - pixels(work / f"b/{i:06d}.png")).abs().max() <= 1
+
+
+def test_rerun_makes_only_what_is_missing(work, capfd):
+    """Oracle: the files' times and bytes; a missing one comes back as it was."""
+    command = ("sample", "ddim", "-m", "runs/ddpm", "-n", "4", *FAST, "-o", "img/")
+    genkit(capfd, *command)
+    before = {p.name: p.read_bytes() for p in (work / "img").glob("*.png")}
+    kept = (work / "img/000001.png").stat().st_mtime_ns
+    (work / "img/000002.png").unlink()
+    assert genkit(capfd, *command)[0] == 0
+    assert (work / "img/000001.png").stat().st_mtime_ns == kept
+    assert (pixels(work / "img/000002.png")).shape == (64,)
+    assert before["000002.png"] == (work / "img/000002.png").read_bytes()
+    code, _, err = genkit(capfd, *command, "--seed", "9")
+    assert code == 2
+    assert "seed: 0 -> 9" in err
+    assert "--fresh" in err
+
+
+@pytest.mark.parametrize("out", ["x.png", "x.gif", "x.safetensors"])
+def test_forms_of_output(work, capfd, out):
+    """Oracle: the suffix decides; the path written is the only line on stdout."""
+    code, text, _ = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "4", *FAST, "-o", out)
+    assert (code, text) == (0, out + "\n")
+    if out.endswith("safetensors"):
+        assert io.load_latents(work / out, ("images",)).z.shape == (4, 1, 8, 8)
+    else:
+        with Image.open(work / out) as image:
+            assert getattr(image, "n_frames", 1) == (3 if out.endswith("gif") else 1)
+
+
+def test_pipe_equals_files(work):
+    """Oracle: the chain through files; the pixels are equal."""
+    piped = shell(
+        "genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o - 2>/dev/null | genkit decode - -m runs/vae -o a/", work
+    )
+    assert piped.returncode == 0, piped.stderr
+    files = shell(
+        "genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o s.safetensors && "
+        "genkit decode s.safetensors -m runs/vae -o b/ && genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o c/",
+        work,
+    )
+    assert files.returncode == 0, files.stderr
+    assert files.stdout.split() == ["s.safetensors", "b", "c"]
+    for i in range(4):
+        a, b, c = (pixels(work / f"{k}/{i:06d}.png") for k in "abc")
+        assert torch.equal(a, b)
+        assert (a - c).abs().max() <= 1  # decoded in one process through the codec found by its hash
+
+
+def test_broken_pipe_is_quiet(work):
+    """Oracle: nothing but the two lines of progress on stderr, and head gets its bytes."""
+    done = shell("genkit sample ddim -m runs/ddpm -n 64 --steps 1 -o - | head -c 100 | wc -c", work)
+    assert done.stdout.strip() == "100"
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+
+
+def test_decode_with_another_codec(work, capfd):
+    """Oracle: exit 2, both hashes, nothing written."""
+    other = ("train", "vae", "--latent", "2x4x4", "--arch", "mlp", "--steps", "1", "--seed", "5", "-o", "runs/other")
+    genkit(capfd, *other)
+    code, out, err = genkit(capfd, "decode", "z.safetensors", "-m", "runs/other", "-o", "img/")
+    assert (code, out) == (2, "")
+    assert "is not the codec" in err
+    assert not (work / "img").exists()
+
+
+def test_encode_measures_its_latents(work):
+    """Oracle: (z - shift) / scale has mean 0 and deviation 1 per channel; labels travel."""
+    latents = io.load_latents(work / "z.safetensors")
+    shift, scale = (torch.tensor(v).reshape(-1, 1, 1) for v in (latents.shift, latents.scale))
+    z = ((latents.z - shift) / scale).transpose(0, 1).flatten(1)
+    assert z.mean(dim=1).abs().max() < 1e-4
+    assert (z.std(dim=1) - 1).abs().max() < 1e-3
+    assert latents.codec == io.load_checkpoint(work / "runs/vae").sha256
+    assert len(latents.labels) == len(latents.z)
+
+
+def test_shards_equal_the_file(work, capfd):
+    """Oracle: the single file's latents."""
+    assert genkit(capfd, "encode", "digits", "-m", "runs/vae", "-o", "shards/")[0] == 0
+    assert torch.equal(io.load_latents(work / "shards").z, io.load_latents(work / "z.safetensors").z)
+    assert genkit(capfd, "encode", "digits:test", "-m", "runs/vae", "-o", "shards/")[0] == 2
+
+
+def test_invert_report_and_replay(work, capfd):
+    """Oracle: sampling from the noise gives the images that the report's PSNR was measured on."""
+    command = ("invert", "digits:test", "-m", "runs/ddpm", "-n", "6", "--steps", "20", "--refine", "5")
+    code, out, err = genkit(capfd, *command, "-o", "n.safetensors", "--report", "r.png", "--json")
+    assert code == 0, err
+    report = json.loads(out.splitlines()[0])
+    assert report["psnr_db"] > 30
+    code, out, err = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "--noise", "n.safetensors", "--steps", "20",
+                            "--precision", "fp32", "-o", "back.safetensors")  # fmt: skip
+    assert code == 0, err
+    from genkit.data import open_source
+
+    back, source = io.load_latents(work / "back.safetensors", ("images",)).z, open_source("digits:test")
+    original = next(iter(source.batches(iter([torch.arange(6)]), torch.device("cpu")))).x
+    mse = (back.clamp(-1, 1) - original).square().flatten(1).mean(1)
+    assert (10 * torch.log10(4 / mse)).mean().item() == pytest.approx(report["psnr_db"], abs=0.1)
+
+
+def test_noise_of_another_model(work, capfd):
+    """Oracle: exit 2; the noise names its model."""
+    genkit(capfd, "invert", "z.safetensors", "-m", "runs/ldm", "-n", "2", "--steps", "2", "-o", "n.safetensors")
+    code, _, err = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "--noise", "n.safetensors", "-o", "x.png")
+    assert code == 2
+    assert "another model" in err
+
+
+@pytest.mark.parametrize("ends, model", [(("1", "2"), "ddpm"), (("1", "2"), "ldm"), (("1", "2"), "vae"),
+                                         (("img/000000.png", "img/000001.png"), "vae"),
+                                         (("img/000000.png", "img/000001.png"), "ddpm"),
+                                         (("z.safetensors", "z.safetensors"), "ldm")])
+def test_interpolate(work, capfd, ends, model):
+    """Oracle: a strip of 5 frames; with seeds its ends are the samples of these seeds."""
+    genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "2", *FAST, "-o", "img/")
+    arguments = ("interpolate", *ends, "-m", f"runs/{model}", "-n", "5", "--steps", "3", "--precision", "fp32")
+    code, out, err = genkit(capfd, *arguments, "-o", "frames/")
+    assert (code, out) == (0, "frames\n"), err
+    assert len(list((work / "frames").glob("[0-9]*.png"))) == 5
+    if ends == ("1", "2") and model == "ddpm":
+        command = ("sample", "ddim", "-m", "runs/ddpm", "-n", "1", *FAST, "--seed", "2", "--no-clip", "-o", "s/")
+        genkit(capfd, *command)
+        assert (pixels(work / "s/000000.png") - pixels(work / "frames/000004.png")).abs().max() <= 1
+
+
+def test_eval_fid_json(work, capfd):
+    """Oracle: digits against themselves score 0; sizes and warnings are said."""
+    code, out, err = genkit(capfd, "eval-fid", "digits:test", "digits:test", "--features", "runs/clf", "--json",
+                            "--metrics", "fid,kid,prc,isc")  # fmt: skip
+    assert code == 0, err
+    scores = json.loads(out)
+    assert scores["fid"] == pytest.approx(0, abs=1e-4)
+    assert scores["precision"] == 1
+    assert "2,048" in err
+
+
+def test_info_on_everything(work, capfd):
+    """Oracle: the kind of each file, and the command that made the checkpoint."""
+    for file, kind in (("runs/vae", "checkpoint"), ("z.safetensors", "latents"), ("runs/vae/state.safetensors", "state")):
+        code, out, _ = genkit(capfd, "info", file, "--json")
+        assert code == 0
+        assert json.loads(out)["kind"] == kind
+
+
+def test_default_model_is_the_newest_that_fits(work, capfd):
+    """Oracle: named on stderr; without runs the command to train one is."""
+    code, _, err = genkit(capfd, "sample", "prior", "-n", "2", "-o", "p.png")
+    assert code == 0
+    assert "model: runs/vae" in err
+    shutil.rmtree(work / "runs")
+    code, _, err = genkit(capfd, "sample", "ddim", "-n", "2", "-o", "p.png")
+    assert code == 2
+    assert "genkit train ddpm" in err
+
+
+def test_train_again(work, capfd):
+    """Oracle: the same command says it is done; another learning rate is refused by name; --fresh starts over."""
+    base = ("train", "ddpm", *TINY_DDPM, "--steps", "12", "--precision", "fp32", "-o", "runs/ddpm")
+    before = (work / "runs/ddpm/model.safetensors").read_bytes()
+    assert genkit(capfd, *base)[0] == 0
+    assert (work / "runs/ddpm/model.safetensors").read_bytes() == before
+    code, _, err = genkit(capfd, *base, "--lr", "0.5")
+    assert code == 2
+    assert "lr: 0.001 -> 0.5" in err
+    assert genkit(capfd, *base, "--lr", "0.002", "--fresh")[0] == 0
+    assert io.load_checkpoint(work / "runs/ddpm").config["optim"]["lr"] == 0.002
+
+
+def test_recipe_below_flag(work, capfd):
+    """Oracle: the checkpoint's own record: recipe over default, flag over recipe, steps over epochs."""
+    (work / "r.toml").write_text('command = "train classifier"\nwidth = 8\nlr = 0.01\nepochs = 3\nbatch-size = 32\n')
+    code, _, err = genkit(capfd, "train", "classifier", "--recipe", "r.toml", "--lr", "0.02", "--steps", "2", "-o", "runs/r")
+    assert code == 0, err
+    config = io.load_checkpoint(work / "runs/r").config
+    assert (config["model"]["width"], config["optim"]["lr"], config["optim"]["batch_size"]) == (8, 0.02, 32)
+    assert (config["optim"]["steps"], config["optim"]["epochs"]) == (2, None)
+
+
+@pytest.mark.parametrize("recipe, message", [('command = "train vae"', "is for `genkit train vae`"),
+                                             ('command = "train ddpm"\nwdth = 3', "did you mean 'width'")])
+def test_wrong_recipes(work, capfd, recipe, message):
+    """Oracle: exit 2 and the remedy."""
+    (work / "r.toml").write_text(recipe)
+    code, _, err = genkit(capfd, "train", "ddpm", "--recipe", "r.toml", "-o", "runs/r")
+    assert code == 2
+    assert message in err
+    assert not (work / "runs/r").exists()

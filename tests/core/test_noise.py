@@ -1,0 +1,84 @@
+"""Counter-based random numbers: known answers, independence of the batch, and the distributions."""
+
+import math
+
+import pytest
+import torch
+
+from genkit import noise
+
+
+def words(counter, key):
+    tensors = tuple(torch.tensor([c]) for c in counter)
+    return [int(w) for w in noise.philox(tensors, key)]
+
+
+@pytest.mark.parametrize(
+    "counter, key, expected",
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_known_answers(counter, key, expected):
+    """Oracle: kat_vectors of Random123 (Salmon et al. 2011), philox4x32 with 10 rounds."""
+    assert words(counter, key) == list(expected)
+
+
+def test_rows_do_not_depend_on_the_batch():
+    """Oracle: the definition; row i is a function of (seed, stream, index[i]) only."""
+    whole = noise.normal(7, 3, torch.arange(50), (3, 5))
+    picked = noise.normal(7, 3, torch.tensor([40, 2]), (3, 5))
+    assert torch.equal(picked, whole[[40, 2]])
+
+
+def test_longer_rows_begin_alike_for_uniform():
+    """Oracle: the block counter runs along the row, so a prefix is a prefix."""
+    index = torch.arange(4)
+    assert torch.equal(noise.uniform(1, 0, index, (10,)), noise.uniform(1, 0, index, (64,))[:, :10])
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"stream": 1}, {"index": torch.tensor([1])}])
+def test_each_part_of_the_address_matters(change):
+    """Oracle: another address gives unrelated numbers: equal 24-bit values are rare."""
+    base = {"seed": 1, "stream": 0, "index": torch.tensor([0])}
+    a = noise.uniform(**base, shape=(1000,))
+    b = noise.uniform(**{**base, **change}, shape=(1000,))
+    assert (a == b).float().mean() < 0.01
+
+
+def test_seeds_above_32_bits_differ():
+    """Oracle: the key is 64 bits wide, unlike torch's CPU generator (which keeps 32)."""
+    index = torch.arange(3)
+    assert not torch.equal(noise.normal(5, 0, index, (8,)), noise.normal(5 + (1 << 32), 0, index, (8,)))
+
+
+def test_normal_moments():
+    """Oracle: moments of N(0, 1); tolerances are 5 standard errors at n = 200,000."""
+    z = noise.normal(0, 0, torch.arange(200), (1000,)).double()
+    n = z.numel()
+    assert abs(z.mean()) < 5 / math.sqrt(n)
+    assert abs(z.var() - 1) < 5 * math.sqrt(2 / n)
+    assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / n)
+    # the two halves of a Box-Muller pair are uncorrelated
+    assert abs((z[:, :500] * z[:, 500:]).mean()) < 5 / math.sqrt(n / 2)
+
+
+def test_integers_are_uniform():
+    """Oracle: chi-square with 9 degrees of freedom; 27.9 is its 99.9 % point."""
+    counts = torch.bincount(noise.integers(3, 0, torch.arange(1000), 10, (20,)).flatten(), minlength=10)
+    expected = 2000.0
+    assert ((counts - expected) ** 2 / expected).sum() < 27.9
+
+
+def test_permutation_is_one():
+    """Oracle: sorted it is 0 … n - 1; two epochs differ."""
+    p = noise.permutation(0, 4, 1000)
+    assert torch.equal(p.sort().values, torch.arange(1000))
+    assert not torch.equal(p, noise.permutation(0, 5, 1000))
+    assert torch.equal(p, noise.permutation(0, 4, 1000))

@@ -1,0 +1,222 @@
+"""The training loop: a function of the step, so that stopping, splitting and resuming change nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from genkit import io
+from genkit.data.source import Batch, Info
+from genkit.errors import InputError, RunError
+from genkit.train.average import Average
+from genkit.train.config import OptimConfig, RunConfig
+from genkit.train.loop import Hooks, fit, learning_rate, total_steps
+from genkit.train.objective import Loss, Objective
+from genkit.train.order import Order, positions
+from genkit.train.state import check_settings, cut_log
+
+
+class Tiny:
+    """100 examples of 8 numbers."""
+
+    info = Info("tiny", "images", (1, 2, 4), 100)
+
+    def __init__(self):
+        self.x = torch.randn(100, 1, 2, 4, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 100
+
+    def batches(self, indices, device):
+        return (Batch(self.x[i].to(device)) for i in indices)
+
+
+class Regression(Objective):
+    """Predict an image from itself plus noise."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 3, padding=1))
+
+    def loss(self, phase, batch, noise):
+        """Mean squared error."""
+        x = batch.x + 0.3 * noise.normal(1, (1, 2, 4))
+        loss = F.mse_loss(self.model(x), batch.x)
+        return Loss(loss, {"loss": loss.detach()})
+
+
+def train(out: Path, steps=30, stop_at=None, objective=None, source=None, **changes):
+    """The averaged weights after training; stop_at: interrupt after that many steps."""
+    values = {"steps": steps, "batch_size": 16, "lr": 1e-2, "ema": 0.1, "precision": "fp32", **changes}
+    optim = OptimConfig(**values)
+    seen = []
+
+    def stop():
+        seen.append(1)
+        return stop_at is not None and len(seen) >= stop_at
+
+    def save(model, step):
+        io.save_checkpoint(out / "model.safetensors", model.state_dict(), model="tiny", config={}, data={}, step=step)
+
+    run = RunConfig(device="cpu", log_every=0.0, save_every=1e9)
+    hooks = Hooks(stop=stop)
+    return fit(
+        objective or Regression(), source or Tiny(), optim=optim, run=run, out=out, save=save, settings={}, hooks=hooks
+    )
+
+
+def weights(result):
+    return torch.cat([p.flatten() for p in result.model.parameters()])
+
+
+def test_interrupted_and_resumed_is_bit_identical(tmp_path):
+    """Oracle: the uninterrupted run."""
+    whole = train(tmp_path / "a")
+    first = train(tmp_path / "b", stop_at=13)
+    assert (first.step, first.finished) == (13, False)
+    second = train(tmp_path / "b")
+    assert second.finished
+    assert torch.equal(weights(whole), weights(second))
+
+
+def test_accumulation_changes_only_the_summation_order(tmp_path):
+    """Oracle: the same batch in one part; fp32 rounding over 30 steps stays below 1e-5."""
+    one = weights(train(tmp_path / "a"))
+    four = weights(train(tmp_path / "b", accumulate=4))
+    assert torch.allclose(one, four, atol=1e-5)
+    assert not torch.equal(one, torch.zeros_like(one))
+
+
+def test_longer_run_without_decay_continues(tmp_path):
+    """Oracle: 30 steps at once equal 12 and then 18 more."""
+    train(tmp_path / "a", steps=12)
+    assert torch.equal(weights(train(tmp_path / "a", steps=30)), weights(train(tmp_path / "b", steps=30)))
+
+
+def test_finished_run_does_nothing(tmp_path):
+    """Oracle: the file's bytes."""
+    train(tmp_path / "a")
+    before = (tmp_path / "a/model.safetensors").read_bytes()
+    assert train(tmp_path / "a").step == 30
+    assert (tmp_path / "a/model.safetensors").read_bytes() == before
+
+
+def test_kill_between_the_two_files_is_mended(tmp_path):
+    """Oracle: state.safetensors is the truth; a missing model is written from it."""
+    result = train(tmp_path / "a")
+    (tmp_path / "a/model.safetensors").unlink()
+    train(tmp_path / "a")
+    tensors = io.load_checkpoint(tmp_path / "a").tensors
+    assert all(torch.equal(v, tensors[k]) for k, v in result.model.state_dict().items())
+
+
+class Exploding(Regression):
+    """NaN from the 20th call on."""
+
+    calls = 0
+
+    def loss(self, phase, batch, noise):
+        """NaN after a while."""
+        self.calls += 1
+        loss = super().loss(phase, batch, noise)
+        return loss if self.calls < 20 else Loss(loss.total * float("nan"), {"loss": loss.total.detach() * float("nan")})
+
+
+def test_non_finite_loss_stops_with_a_name(tmp_path):
+    """Oracle: the message names the quantity and the step; the checkpoint before stays as it was."""
+    train(tmp_path, steps=10)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(RunError, match=r"loss became nan between steps .* and 29.*checkpoint is kept \(10 steps\)"):
+        train(tmp_path, steps=40, objective=Exploding())
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_batch_must_divide(tmp_path):
+    """Oracle: the two numbers are named."""
+    with pytest.raises(InputError, match=r"multiple of processes x --accumulate \(1 x 3\), got 16"):
+        train(tmp_path, accumulate=3)
+
+
+def test_order_is_a_shuffle_of_each_epoch():
+    """Oracle: every example once an epoch, in another order each time."""
+    order = Order(0, 10)
+    walk = order.examples(0, 30)
+    for epoch in walk.split(10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert walk[:10].tolist() != walk[10:20].tolist()
+    assert torch.equal(Order(0, 10).examples(7, 23), walk[7:23])
+
+
+@pytest.mark.parametrize("world, accumulate", [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
+def test_positions_cover_each_batch_once(world, accumulate):
+    """Oracle: the union over processes and parts is start … start + batch - 1."""
+    found = []
+    for rank in range(world):
+        walk = positions(3, 16, accumulate, rank, world)
+        for _ in range(accumulate):
+            found += range(*next(walk))
+    assert sorted(found) == list(range(48, 64))
+
+
+def test_learning_rate_by_hand():
+    """Oracle: warm-up to the peak, then down to 0."""
+    optim = OptimConfig(steps=100, lr=1.0, warmup=10, decay="linear")
+    assert learning_rate(optim, 0, 100) == pytest.approx(0.1)
+    assert learning_rate(optim, 9, 100) == pytest.approx(1.0)
+    assert learning_rate(optim, 55, 100) == pytest.approx(0.5)
+    cosine = OptimConfig(steps=100, lr=2.0, decay="cosine")
+    assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
+
+
+def test_length():
+    """Oracle: 2.5 passes over 100 examples in batches of 16 are 15.6 steps."""
+    assert total_steps(OptimConfig(epochs=2.5, batch_size=16), 100) == 16
+    for wrong in (OptimConfig(), OptimConfig(steps=1, epochs=1.0)):
+        with pytest.raises(InputError, match="either --steps or --epochs"):
+            total_steps(wrong, 100)
+
+
+def test_average_is_a_power_function_profile():
+    """Oracle: with weights equal to their step, the mean of the profile k^a is n (a + 1) / (a + 2)."""
+    model = nn.Linear(1, 1, bias=False)
+    average, share, n = Average(model, 0.05), 0.05, 4000
+    for step in range(1, n + 1):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update(step)
+    power = torch.log(torch.tensor(2.0)).item() / share - 1  # density k^(ln2/share - 1) integrates to (k/n)^(ln2/share)
+    assert average.module.weight.item() / n == pytest.approx((power + 1) / (power + 2), rel=0.01)
+
+
+def test_no_average_is_the_weights():
+    """Oracle: share 0 copies."""
+    model = nn.Linear(2, 2)
+    average = Average(model, 0.0)
+    with torch.no_grad():
+        model.weight.add_(1)
+    average.update(1000)
+    assert torch.equal(average.module.weight, model.weight)
+
+
+def test_settings_are_compared(tmp_path):
+    """Oracle: the differing option is listed; length may grow where no decay depends on it."""
+    old = {"lr": 0.1, "steps": 10, "decay": "none"}
+    io.save_tensors(tmp_path / "state.safetensors", {}, "state", {"step": "1", "settings": json.dumps(old)})
+    check_settings(tmp_path, {**old, "steps": 20})
+    with pytest.raises(InputError, match=r"lr: 0\.1 -> 0\.2"):
+        check_settings(tmp_path, {**old, "lr": 0.2})
+    with pytest.raises(InputError, match="decay: none -> cosine"):
+        check_settings(tmp_path, {**old, "decay": "cosine"})
+
+
+def test_log_is_cut_back_to_the_state(tmp_path):
+    """Oracle: lines after the saved step and the torn last line go."""
+    lines = [json.dumps({"step": k}) for k in (5, 10, 15)]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 2')
+    cut_log(tmp_path, 10)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [5, 10]
