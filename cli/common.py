@@ -19,10 +19,13 @@ RUNS = Path("runs")
 class DataConfig:
     """Where images come from and what is done to them on reading."""
 
-    data_root: Path | None = arg(None, "Folder of named data sets; default: $GENKIT_DATA or the user's cache.",
-                                 panel="Data")  # fmt: skip
+    data_root: Path | None = arg(
+        None, "Folder of named data sets; default: $GENKIT_DATA or the user's cache.", panel="Data"
+    )
     size: int | None = arg(None, "Resize and crop images to this many pixels a side.", min=4, panel="Data")
-    channels: int | None = arg(None, "1 for grey, 3 for RGB; default: as the images are.", min=1, max=3, panel="Data")
+    channels: int | None = arg(
+        None, "1 for grey, 3 for RGB; default: as the images are.", min=1, max=3, panel="Data"
+    )
     skip_bad: bool = arg(False, "Leave out unreadable images instead of stopping.", panel="Data")
 
 
@@ -30,16 +33,24 @@ class DataConfig:
 class MachineConfig:
     """Where and how a model runs."""
 
-    batch_size: int = arg(64, "Examples at a time; changes the speed, not the result.", min=1, panel="Machine")
+    batch_size: int = arg(
+        64, "Examples at a time; changes the speed, not the result.", min=1, panel="Machine"
+    )
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, …", panel="Machine")
-    precision: str = arg("auto", "Arithmetic of the network; auto: bf16 where hardware has it.",
-                         choices=("auto", "bf16", "fp32"), panel="Machine")  # fmt: skip
-    compile: bool | None = arg(None, "Compile the network; default: on CUDA, for more than a few batches.",
-                               panel="Machine")  # fmt: skip
+    precision: str = arg(
+        "auto",
+        "Arithmetic of the network; auto: bf16 where hardware has it.",
+        choices=("auto", "bf16", "fp32"),
+        panel="Machine",
+    )
+    compile: bool | None = arg(
+        None, "Compile the network; default: on CUDA, for more than a few batches.", panel="Machine"
+    )
 
 
 def open_data(spec: str, config: DataConfig, like: "Loaded | None" = None):  # type: ignore[no-untyped-def]
-    """The source `spec`; with `like`, images brought to that model's size and channels where none were asked for."""
+    """The source `spec`; with `like`, images brought to that model's size and channels where none were
+    asked for."""
     from genkit.data import open_source
 
     size: int | tuple[int, int] | None = config.size

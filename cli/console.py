@@ -45,7 +45,8 @@ def emit_bytes(data: bytes) -> None:
 
 
 def exit_code(work: Callable[[], object]) -> int:
-    """Run `work` and turn how it ended into an exit code: 0, 1 failed on the way, 2 wrong request, 130 interrupted."""
+    """Run `work` and turn how it ended into an exit code: 0, 1 failed on the way, 2 wrong request, 130
+    interrupted."""
     debug = os.environ.get("GENKIT_DEBUG") == "1"
     try:
         work()
@@ -71,7 +72,8 @@ def exit_code(work: Callable[[], object]) -> int:
 
 
 class Interrupt:
-    """Whether SIGINT or SIGTERM has come while it was being watched for; a second one ends the process at once."""
+    """Whether SIGINT or SIGTERM has come while it was being watched for; a second one ends the process at
+    once."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -109,7 +111,9 @@ class Meter:
             self._draw()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
         elif kind is None and self.done > self.first:

@@ -25,7 +25,9 @@ class DecodeConfig:
     """What is decoded, by which codec, and where the images go."""
 
     latents: str = arg(REQUIRED, "Latents file, folder of shards, or - for a stream.", positional=True)
-    model: Path | None = arg(None, "Codec: run folder or checkpoint; default: the newest run that fits.", short="-m")
+    model: Path | None = arg(
+        None, "Codec: run folder or checkpoint; default: the newest run that fits.", short="-m"
+    )
     out: str = arg("decoded.png", "dir/ of PNGs, x.png grid, x.safetensors or - (floats).", short="-o")
     fresh: bool = arg(False, "Replace what the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")

@@ -28,7 +28,9 @@ class EncodeConfig:
     """What is encoded, by which codec, and where the latents go."""
 
     source: str = arg(REQUIRED, "Data set name, image folder or zip.", positional=True)
-    model: Path | None = arg(None, "Codec: run folder or checkpoint; default: the newest run that fits.", short="-m")
+    model: Path | None = arg(
+        None, "Codec: run folder or checkpoint; default: the newest run that fits.", short="-m"
+    )
     out: str = arg("latents.safetensors", "x.safetensors, - for a stream, or dir/ of shards.", short="-o")
     sample: bool = arg(False, "Draw from the posterior instead of taking its mean.")
     seed: int = arg(0, "Decides the draws of --sample.", min=0)
@@ -38,8 +40,14 @@ class EncodeConfig:
 
 def command(name: str) -> Any:
     """The `genkit encode` command."""
-    return make(_encode, EncodeConfig, DataConfig, MachineConfig, command="encode",
-                help="Images to the latents of a codec.")  # fmt: skip
+    return make(
+        _encode,
+        EncodeConfig,
+        DataConfig,
+        MachineConfig,
+        command="encode",
+        help="Images to the latents of a codec.",
+    )
 
 
 def _encode(config: EncodeConfig, data: DataConfig, run: MachineConfig) -> None:
@@ -65,7 +73,12 @@ def _encode(config: EncodeConfig, data: DataConfig, run: MachineConfig) -> None:
 
 @torch.inference_mode()
 def _codes(
-    loaded: Loaded, source: Source, indices: list[int], config: EncodeConfig, run: MachineConfig, device: torch.device
+    loaded: Loaded,
+    source: Source,
+    indices: list[int],
+    config: EncodeConfig,
+    run: MachineConfig,
+    device: torch.device,
 ) -> Latents:
     """The codes of the examples `indices`, with their labels and captions."""
     module: Any = loaded.module
@@ -113,7 +126,8 @@ def describe(
 def _shards(
     loaded: Loaded, source: Source, config: EncodeConfig, run: MachineConfig, out: Out, device: torch.device
 ) -> None:
-    """A folder of shards; those that are there already are kept. Shift and scale are measured on the first."""
+    """A folder of shards; those that are there already are kept. Shift and scale are measured on the
+    first."""
     _check_shards(out, loaded, source, config)
     starts = list(range(0, len(source), SHARD))
     first = out.path / "00000.safetensors"
@@ -159,5 +173,7 @@ def _check_shards(out: Out, loaded: Loaded, source: Source, config: EncodeConfig
         head = load_latents(shards[0])
         same = (head.extra or {}).get("fingerprint") == source.info.fingerprint
         if head.codec != loaded.checkpoint.sha256 or not same:
-            raise InputError(f"{shards[0]} was encoded from other data or by another codec; use --fresh or another -o")
+            raise InputError(
+                f"{shards[0]} was encoded from other data or by another codec; use --fresh or another -o"
+            )
     dist.barrier()

@@ -21,14 +21,23 @@ from .options import make
 class EvalConfig:
     """What is compared with what, and through which features."""
 
-    fake: str = arg(REQUIRED, "Generated images: folder, zip, data set name, or statistics file.", positional=True)
-    real: str = arg(REQUIRED, "Real images, in the same forms; NAME:test is a data set's test split.", positional=True)
-    features: str = arg("inception", "inception, or a genkit classifier: run folder or checkpoint.", panel="Features")
-    weights: Path | None = arg(None, "torch-fidelity's Inception weights; default: downloaded once.",
-                               panel="Features")  # fmt: skip
+    fake: str = arg(
+        REQUIRED, "Generated images: folder, zip, data set name, or statistics file.", positional=True
+    )
+    real: str = arg(
+        REQUIRED, "Real images, in the same forms; NAME:test is a data set's test split.", positional=True
+    )
+    features: str = arg(
+        "inception", "inception, or a genkit classifier: run folder or checkpoint.", panel="Features"
+    )
+    weights: Path | None = arg(
+        None, "torch-fidelity's Inception weights; default: downloaded once.", panel="Features"
+    )
     metrics: str = arg("fid,kid", f"Comma-separated: {', '.join(METRICS)}.", panel="Features")
     count: int | None = arg(None, "Only the first so many images of each; default: all.", min=2, short="-n")
-    save_real: Path | None = arg(None, "Also write the real statistics to this .safetensors.", panel="Features")
+    save_real: Path | None = arg(
+        None, "Also write the real statistics to this .safetensors.", panel="Features"
+    )
     seed: int = arg(0, "Decides the bootstrap and KID's subsets.", min=0)
     batch_size: int = arg(128, "Images at a time.", min=1, panel="Machine")
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, …", panel="Machine")
@@ -38,7 +47,7 @@ class EvalConfig:
 
 def command(name: str) -> Any:
     """The `genkit eval-fid` command."""
-    help = "How close images are to real ones: FID with a 95 % interval, KID, precision and recall, Inception score."
+    help = "How close images are to real ones: FID with its interval, KID, precision and recall, IS."
     return make(_eval, EvalConfig, DataConfig, command="eval-fid", help=help)
 
 
@@ -142,7 +151,9 @@ def _lines(s: Scores) -> list[tuple[str, str]]:
         ("resize", s.resize),
     ]
     if s.fid is not None:
-        interval = f"  (95 % of resamples: {s.fid_low:.4g} to {s.fid_high:.4g})" if s.fid_low is not None else ""
+        interval = (
+            f"  (95 % of resamples: {s.fid_low:.4g} to {s.fid_high:.4g})" if s.fid_low is not None else ""
+        )
         lines.append(("fid", f"{s.fid:.4f}{interval}"))
     if s.kid is not None:
         lines.append(("kid", f"{s.kid:.6f} ± {s.kid_std or 0:.6f}"))
@@ -152,7 +163,9 @@ def _lines(s: Scores) -> list[tuple[str, str]]:
     if s.isc is not None:
         lines.append(("isc", f"{s.isc:.3f} ± {s.isc_std or 0:.3f}"))
     if s.confident is not None:
-        lines.append(("confident", f"{100 * s.confident:.2f} % of the fake images classified with confidence > 0.9"))
+        lines.append(
+            ("confident", f"{100 * s.confident:.2f} % of the fake images classified with confidence > 0.9")
+        )
     return lines
 
 

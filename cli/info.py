@@ -16,13 +16,17 @@ from .options import make
 class InfoConfig:
     """The file in question."""
 
-    file: Path = arg(REQUIRED, "A checkpoint, run folder, latents or statistics file, or a PNG.", positional=True)
+    file: Path = arg(
+        REQUIRED, "A checkpoint, run folder, latents or statistics file, or a PNG.", positional=True
+    )
     json: bool = arg(False, "Print everything as one JSON line.")
 
 
 def command(name: str) -> Any:
     """The `genkit info` command."""
-    return make(_info, InfoConfig, command="info", help="What a genkit file is, and the command that made it.")
+    return make(
+        _info, InfoConfig, command="info", help="What a genkit file is, and the command that made it."
+    )
 
 
 def _info(config: InfoConfig) -> None:

@@ -49,8 +49,14 @@ class InterpolateConfig:
 
 def command(name: str) -> Any:
     """The `genkit interpolate` command."""
-    return make(_interpolate, InterpolateConfig, DataConfig, MachineConfig, command="interpolate",
-                help="A path between two images, two latents or two seeds.")  # fmt: skip
+    return make(
+        _interpolate,
+        InterpolateConfig,
+        DataConfig,
+        MachineConfig,
+        command="interpolate",
+        help="A path between two images, two latents or two seeds.",
+    )
 
 
 def _interpolate(config: InterpolateConfig, data: DataConfig, run: MachineConfig) -> None:
@@ -58,14 +64,18 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: MachineConfig
     out = parse_out(config.out, ("folder", "png", "gif"))
     device = machine.pick_device(run.device)
     loaded = load(config.model, "interpolate")
-    space = diffusion_space(loaded, config, run, device) if isinstance(loaded.module, Denoiser) else codec_space(
-        loaded, device
+    space = (
+        diffusion_space(loaded, config, run, device)
+        if isinstance(loaded.module, Denoiser)
+        else codec_space(loaded, device)
     )
     strips = []
     for row in range(config.rows):
         ends = [end_point(text, row, loaded, space, data, device) for text in (config.a, config.b)]
         if ends[0].shape != ends[1].shape:
-            raise InputError(f"{config.a} and {config.b} differ in shape: {ends[0].shape} and {ends[1].shape}")
+            raise InputError(
+                f"{config.a} and {config.b} differ in shape: {ends[0].shape} and {ends[1].shape}"
+            )
         between = path(ends[0][0], ends[1][0], config.count, config.method)
         strips.append(torch.cat([space.show(part) for part in between.split(run.batch_size)]).cpu())
     _write(out, torch.stack(strips), config, loaded)
@@ -102,7 +112,9 @@ def codec_space(loaded: Loaded, device: torch.device) -> Space:
     return Space(of_images, of_seed, ("latents",), show)
 
 
-def diffusion_space(loaded: Loaded, config: InterpolateConfig, run: MachineConfig, device: torch.device) -> Space:
+def diffusion_space(
+    loaded: Loaded, config: InterpolateConfig, run: MachineConfig, device: torch.device
+) -> Space:
     """The noise of a diffusion model; images get there by inversion."""
     model = loaded.module
     assert isinstance(model, Denoiser)
@@ -141,15 +153,21 @@ def end_point(
         if not len(z):
             raise InputError(f"{text} holds {len(latents.z)} points; --rows asks for more")
         if latents.kind == "noise" and latents.model != loaded.checkpoint.sha256:
-            raise InputError(f"{text} is noise of another model ({latents.model[:12]}); give that one with -m")
+            raise InputError(
+                f"{text} is noise of another model ({latents.model[:12]}); give that one with -m"
+            )
         if latents.kind == "latents" and isinstance(loaded.module, Denoiser):
-            shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (latents.shift, latents.scale))
+            shift, scale = (
+                torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (latents.shift, latents.scale)
+            )
             return space.of_images((z - shift) / scale)
         if latents.kind == "latents":
             check_codec(loaded, latents.codec, text)
         return z
     if loaded.info.kind == "latents":
-        raise InputError(f"{loaded.checkpoint.path} works on latents; encode {text} and give the latents file")
+        raise InputError(
+            f"{loaded.checkpoint.path} works on latents; encode {text} and give the latents file"
+        )
     if not file.exists():
         raise InputError(f"{text} is no seed (a whole number) and no file")
     source = open_data(text, data, loaded)
@@ -160,8 +178,14 @@ def end_point(
 def _write(out: Out, strips: Tensor, config: InterpolateConfig, loaded: Loaded) -> None:
     """(rows, frames, C, H, W) in the form that -o asks for."""
     frames = strips.shape[1]
-    settings = {"a": config.a, "b": config.b, "frames": frames, "method": config.method, "steps": config.steps,
-                "model": loaded.checkpoint.sha256}  # fmt: skip
+    settings = {
+        "a": config.a,
+        "b": config.b,
+        "frames": frames,
+        "method": config.method,
+        "steps": config.steps,
+        "model": loaded.checkpoint.sha256,
+    }
     about = {**settings, "command": command_line()}
     if out.form == "png":
         write_picture(out, tile(strips.flatten(0, 1), columns=frames, least=640), about, config.json)

@@ -39,17 +39,30 @@ class InvertConfig:
     count: int | None = arg(None, "Only the first so many; default: all.", min=1, short="-n")
     steps: int = arg(50, "Network evaluations.", min=1, panel="Sampler")
     spacing: str = arg("trailing", "How the times are spaced.", choices=SPACINGS, panel="Sampler")
-    refine: int = arg(0, "Fixed-point iterations a step; 0 is plain DDIM inversion, 3 nearly exact.", min=0, max=50,
-                      panel="Sampler")  # fmt: skip
-    report: Path | None = arg(None, "Also regenerate the images, print PSNR in dB, and draw both into this PNG.",
-                              panel="Report")  # fmt: skip
+    refine: int = arg(
+        0,
+        "Fixed-point iterations a step; 0 is plain DDIM inversion, 3 nearly exact.",
+        min=0,
+        max=50,
+        panel="Sampler",
+    )
+    report: Path | None = arg(
+        None, "Also regenerate the images, print PSNR in dB, and draw both into this PNG.", panel="Report"
+    )
     json: bool = arg(False, "Print the result as one JSON line.")
 
 
 def command(name: str) -> Any:
     """The `genkit invert` command."""
-    return make(_invert, InvertConfig, DataConfig, MachineConfig, command="invert", defaults={"precision": "fp32"},
-                help="Images to the noise that regenerates them: DDIM with rising times.")  # fmt: skip
+    return make(
+        _invert,
+        InvertConfig,
+        DataConfig,
+        MachineConfig,
+        command="invert",
+        defaults={"precision": "fp32"},
+        help="Images to the noise that regenerates them: DDIM with rising times.",
+    )
 
 
 def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
@@ -70,12 +83,19 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
         parts = list(batched(list(dist.share(n)), run.batch_size))
         with Meter("invert", n) as meter, torch.inference_mode():
             for index, batch in zip(parts, source.batches(iter(parts), device)):
-                rows.append(last(invert(bind(model), model.schedule, batch.x, path, refine=config.refine)).x.cpu())
+                rows.append(
+                    last(invert(bind(model), model.schedule, batch.x, path, refine=config.refine)).x.cpu()
+                )
                 meter.update(meter.done + len(index))
         z = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0, *loaded.info.shape))
         if config.report is not None and dist.is_main():
             _report(config, run, loaded, source, z, path, device)
-        extra = {"steps": config.steps, "spacing": config.spacing, "refine": config.refine, "source": config.source}
+        extra = {
+            "steps": config.steps,
+            "spacing": config.spacing,
+            "refine": config.refine,
+            "source": config.source,
+        }
         noise = Latents(z, "noise", model=loaded.checkpoint.sha256, codec=loaded.info.codec, extra=extra)
         write_tensors(out, noise, config.json)
     finally:
@@ -94,7 +114,9 @@ def check_source(source: Source, loaded: Loaded, name: str) -> None:
         raise InputError(f"{name} holds {info.kind}, and the model works on {loaded.info.kind}; {remedy}")
     check_shape(info.shape, loaded.info.shape, name)
     if info.codec != loaded.info.codec:
-        raise InputError(f"{name} was encoded by another codec than the model's training data; encode with that one")
+        raise InputError(
+            f"{name} was encoded by another codec than the model's training data; encode with that one"
+        )
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -105,7 +127,13 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _report(
-    config: InvertConfig, run: MachineConfig, loaded: Loaded, source: Source, z: Tensor, path: Tensor, device: torch.device
+    config: InvertConfig,
+    run: MachineConfig,
+    loaded: Loaded,
+    source: Source,
+    z: Tensor,
+    path: Tensor,
+    device: torch.device,
 ) -> None:
     """PSNR of the round trip over all images, and a picture of some: originals above what came back."""
     assert config.report is not None

@@ -1,4 +1,5 @@
-"""The `genkit` command: a table of verbs whose modules, and torch with them, are imported only when one runs."""
+"""The `genkit` command: a table of verbs whose modules, and torch with them, are imported only when one
+runs."""
 
 import importlib
 import sys
@@ -11,7 +12,9 @@ from genkit.errors import unknown
 
 from .console import exit_code
 
-ClickException = typer.BadParameter.__mro__[2]  # typer carries its own click; this is its base of usage errors
+ClickException = typer.BadParameter.__mro__[
+    2
+]  # typer carries its own click; this is its base of usage errors
 
 
 class Verb(NamedTuple):
@@ -29,7 +32,9 @@ VERBS = {
     "decode": Verb("decode", "Latents back to images.", "Convert"),
     "invert": Verb("invert", "Images to the noise that regenerates them.", "Convert"),
     "interpolate": Verb("interpolate", "A path between two images, latents or seeds.", "Make"),
-    "eval-fid": Verb("eval_fid", "How close images are to real ones: FID, KID, precision and recall, IS.", "Measure"),
+    "eval-fid": Verb(
+        "eval_fid", "How close images are to real ones: FID, KID, precision and recall, IS.", "Measure"
+    ),
     "info": Verb("info", "What a genkit file is, and the command that made it.", "Measure"),
 }
 MODELS = {
@@ -60,7 +65,9 @@ class Lazy(TyperGroup):
         if cmd_name not in self.table:
             return None
         verb = self.table[cmd_name]
-        stand_in = TyperCommand(cmd_name, help=verb.help, short_help=verb.help, rich_help_panel=verb.panel or None)
+        stand_in = TyperCommand(
+            cmd_name, help=verb.help, short_help=verb.help, rich_help_panel=verb.panel or None
+        )
         return stand_in
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -101,11 +108,14 @@ def _version(wanted: bool) -> None:
 
 
 def genkit(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
 ) -> None:
     """Train, sample, invert, edit and measure generative image models from a shell.
 
-    Verbs exchange .safetensors files and folders of PNGs, or streams with `-`; results go to stdout, everything
+    Verbs exchange .safetensors files and folders of PNGs, or streams with `-`; results go to stdout,
+    everything
     for people to stderr. Start with: genkit train vae
     """
 

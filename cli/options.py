@@ -26,7 +26,11 @@ def parse_numbers(text: str) -> Any:
 
 
 def make(
-    body: Callable[..., None], *groups: type, command: str, help: str, defaults: Mapping[str, Any] | None = None
+    body: Callable[..., None],
+    *groups: type,
+    command: str,
+    help: str,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """A command whose options are the fields of `groups`, calling `body` with one instance of each.
 
@@ -49,7 +53,9 @@ def make(
         hints = typing.get_type_hints(group)
         parameters += [parameter(f, hints[f.name], changed) for f in dataclasses.fields(group)]
     option = typer.Option(None, "--recipe", help=RECIPE_HELP, rich_help_panel="Recipe")
-    parameters.append(inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None))
+    parameters.append(
+        inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None)
+    )
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {p.name: p.annotation for p in parameters}
     app = typer.Typer(rich_markup_mode="rich", add_completion=False)

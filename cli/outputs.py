@@ -35,9 +35,17 @@ def parse_out(text: str, allowed: tuple[str, ...] = ("folder", "png", "gif", "te
     """
     suffix = Path(text).suffix.lower()
     forms = {".png": "png", ".gif": "gif", ".safetensors": "tensors"}
-    form = "stream" if text == "-" else forms.get(suffix, "folder" if not suffix or text.endswith("/") else "")
+    form = (
+        "stream" if text == "-" else forms.get(suffix, "folder" if not suffix or text.endswith("/") else "")
+    )
     if form not in allowed:
-        known = {"folder": "a folder/", "png": "x.png", "gif": "x.gif", "tensors": "x.safetensors", "stream": "-"}
+        known = {
+            "folder": "a folder/",
+            "png": "x.png",
+            "gif": "x.gif",
+            "tensors": "x.safetensors",
+            "stream": "-",
+        }
         raise InputError(f"-o {text} is no form of output here; use {', '.join(known[a] for a in allowed)}")
     path = Path(text)
     if form == "folder" and path.exists() and not path.is_dir():
@@ -100,7 +108,9 @@ class Folder:
         for index in range(min(n, GRID)):
             with Image.open(self.name(index)) as image:
                 pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-                shown.append(pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).float() / 127.5 - 1)
+                shown.append(
+                    pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).float() / 127.5 - 1
+                )
         save_png(self.path / "grid.png", tile(torch.stack(shown)), {"first": min(n, GRID)})
 
 
@@ -108,7 +118,6 @@ def batched(indices: list[int], size: int) -> Iterator[Tensor]:
     """The indices in tensors of `size`; the last one may be shorter."""
     for start in range(0, len(indices), size):
         yield torch.tensor(indices[start : start + size])
-
 
 
 def write_tensors(out: Out, latents: Latents, as_json: bool = False) -> None:

@@ -37,11 +37,12 @@ def picture_maker(
 
 
 def decoder_of(info: Info, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Data of `info` -> images in [-1, 1]: through the codec for latents, if it is under runs/, else as they are."""
+    """Data of `info` -> images in [-1, 1]: through the codec for latents, if it is under runs/, else as
+    they are."""
     try:
         return codec_for(info, None, device)
     except InputError:
-        say(f"note: no codec {info.codec[:12]} under {RUNS}/; pictures of training show the latents themselves")
+        say(f"note: no codec {info.codec[:12]} under {RUNS}/; pictures of training show the latents")
         return lambda x: (x / 3).clamp(-1, 1)
 
 
@@ -82,6 +83,6 @@ def check_codec(codec: Loaded, wanted: str, what: str) -> None:
     have = codec.checkpoint.sha256
     if wanted and wanted != have:
         raise InputError(
-            f"{codec.checkpoint.path} (weights {have[:12]}) is not the codec of {what} (weights {wanted[:12]}); "
+            f"{codec.checkpoint.path} ({have[:12]}) is not the codec of {what} ({wanted[:12]}); "
             "give that one with -m, or encode afresh"
         )

@@ -46,11 +46,18 @@ class SampleConfig:
 
     model: Path | None = arg(None, "Run folder or checkpoint; default: the newest run that fits.", short="-m")
     count: int = arg(64, "How many to draw.", min=1, short="-n")
-    out: str | None = arg(None, "dir/ of PNGs, x.png grid, x.gif of the sampling, x.safetensors, or - for a stream; "
-                          "default: METHOD.png.", short="-o")  # fmt: skip
+    out: str | None = arg(
+        None,
+        "dir/ of PNGs, x.png grid, x.gif of the sampling, x.safetensors, or - for a stream; "
+        "default: METHOD.png.",
+        short="-o",
+    )
     seed: int = arg(0, "Image i of a seed is always the same picture.", min=0)
-    codec: Path | None = arg(None, "Codec that turns a latent model's samples into pictures; default: the one that "
-                             "encoded its training data, if it is under runs/.")  # fmt: skip
+    codec: Path | None = arg(
+        None,
+        "Codec that turns a latent model's samples into pictures; default: the one that "
+        "encoded its training data, if it is under runs/.",
+    )
     fresh: bool = arg(False, "Replace what the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
 
@@ -61,17 +68,23 @@ class DiffusionConfig:
 
     steps: int = arg(50, "Network evaluations.", min=1, panel="Sampler")
     spacing: str = arg("trailing", "How the times are spaced.", choices=SPACINGS, panel="Sampler")
-    clip: bool | None = arg(None, "Keep each predicted image in [-1, 1]; default: yes for images, no for latents and "
-                            "for --noise.", panel="Sampler")  # fmt: skip
-    noise: str | None = arg(None, "Start from this noise file (`genkit invert`) instead of the seed.", panel="Sampler")
+    clip: bool | None = arg(
+        None,
+        "Keep each predicted image in [-1, 1]; default: yes for images, no for latents and for --noise.",
+        panel="Sampler",
+    )
+    noise: str | None = arg(
+        None, "Start from this noise file (`genkit invert`) instead of the seed.", panel="Sampler"
+    )
 
 
 @dataclass(frozen=True)
 class DdimConfig(DiffusionConfig):
     """DDIM's own choice."""
 
-    eta: float = arg(0.0, "Share of DDPM's noise: 0 deterministic, 1 as much as DDPM.", min=0.0, max=1.0,
-                     panel="Sampler")  # fmt: skip
+    eta: float = arg(
+        0.0, "Share of DDPM's noise: 0 deterministic, 1 as much as DDPM.", min=0.0, max=1.0, panel="Sampler"
+    )
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,12 @@ class DdpmSamplerConfig(DiffusionConfig):
     """DDPM's own choices."""
 
     steps: int = arg(1000, "Network evaluations.", min=1, panel="Sampler")
-    variance: str = arg("small", "Variance of a step: the posterior's, the forward step's, or none.",
-                        choices=VARIANCES, panel="Sampler")  # fmt: skip
+    variance: str = arg(
+        "small",
+        "Variance of a step: the posterior's, the forward step's, or none.",
+        choices=VARIANCES,
+        panel="Sampler",
+    )
 
 
 def command(name: str) -> Any:
@@ -139,7 +156,12 @@ def _diffusion(name: str, sample: SampleConfig, sampler: DiffusionConfig, run: M
         def draw(index: Tensor) -> Tensor:
             return last(steps_of(index)).x
 
-        settings = {"method": name, "seed": sample.seed, **to_dict(sampler), "model": loaded.checkpoint.sha256}
+        settings = {
+            "method": name,
+            "seed": sample.seed,
+            **to_dict(sampler),
+            "model": loaded.checkpoint.sha256,
+        }
         _deliver(name, draw, loaded, out, sample, run, settings)
     finally:
         dist.stop()
@@ -151,7 +173,9 @@ def _start(sampler: DiffusionConfig, loaded: Loaded) -> Tensor | None:
         return None
     noise = load_latents(read_input(sampler.noise), ("noise",))
     if noise.model != loaded.checkpoint.sha256:
-        raise InputError(f"{sampler.noise} was inverted by another model ({noise.model[:12]}); give that one with -m")
+        raise InputError(
+            f"{sampler.noise} was inverted by another model ({noise.model[:12]}); give that one with -m"
+        )
     if (noise.extra or {}).get("spacing", sampler.spacing) != sampler.spacing:
         say(f"note: the noise was inverted with --spacing {(noise.extra or {})['spacing']}")
     return noise.z
@@ -165,11 +189,8 @@ def _with_count(sample: SampleConfig, n: int) -> SampleConfig:
 
 def last(steps: Iterator[Step]) -> Step:
     """The last step of a sampler."""
-    step = None
-    for step in steps:
-        pass
-    assert step is not None
-    return step
+    *_, final = steps
+    return final
 
 
 def stepper(
@@ -207,7 +228,13 @@ def stepper(
 
 
 def _deliver(
-    label: str, draw: Draw, loaded: Loaded, out: Out, sample: SampleConfig, run: MachineConfig, settings: dict[str, Any]
+    label: str,
+    draw: Draw,
+    loaded: Loaded,
+    out: Out,
+    sample: SampleConfig,
+    run: MachineConfig,
+    settings: dict[str, Any],
 ) -> None:
     """Draw what is still missing and put it where -o says."""
     n = sample.count
@@ -249,12 +276,23 @@ def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any]) -> Latents:
     if info.kind == "images":
         return Latents(z, "images", model=model, extra=extra)
     shift, scale = (torch.tensor(v).reshape(-1, 1, 1) for v in (info.shift, info.scale))
-    return Latents(z * scale + shift, "latents", shift=info.shift, scale=info.scale, codec=info.codec, model=model,
-                   extra=extra)  # fmt: skip
+    return Latents(
+        z * scale + shift,
+        "latents",
+        shift=info.shift,
+        scale=info.scale,
+        codec=info.codec,
+        model=model,
+        extra=extra,
+    )
 
 
 def _animate(
-    steps_of: Callable[[Tensor], Iterator[Step]], loaded: Loaded, out: Out, sample: SampleConfig, device: torch.device
+    steps_of: Callable[[Tensor], Iterator[Step]],
+    loaded: Loaded,
+    out: Out,
+    sample: SampleConfig,
+    device: torch.device,
 ) -> None:
     """The grid of x_t on its way from noise to images."""
     show = codec_for(loaded.info, sample.codec, device)

@@ -18,7 +18,9 @@ def read_input(text: str) -> Path | bytes:
             raise InputError(f"{path} does not exist")
         return path
     if sys.stdin.isatty():
-        raise InputError("- reads a tensor stream from stdin; pipe one in, such as `genkit sample ddim -o - | …`")
+        raise InputError(
+            "- reads a tensor stream from stdin; pipe one in, such as `genkit sample ddim -o - | …`"
+        )
     data = sys.stdin.buffer.read()
     if not data:
         raise InputError("stdin held nothing; the command before the pipe may have failed")

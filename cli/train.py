@@ -29,8 +29,9 @@ class TrainConfig:
     """What is trained on and where the run is kept."""
 
     data: str = arg("digits", "Data set name, image folder, zip, or latents file.", panel="Data")
-    test: str | None = arg(None, "Held-out data to report on at the end; default: the data set's test split.",
-                           panel="Data")  # fmt: skip
+    test: str | None = arg(
+        None, "Held-out data to report on at the end; default: the data set's test split.", panel="Data"
+    )
     out: Path | None = arg(None, "Run folder; default: runs/MODEL-DATA.", short="-o", panel="Run")
     fresh: bool = arg(False, "Start over where the folder holds another run.", panel="Run")
     json: bool = arg(False, "Print the result as one JSON line.", panel="Run")
@@ -65,7 +66,13 @@ def default_out(name: str, data: str) -> Path:
 
 
 def _train(
-    name: str, entry: Entry, train: TrainConfig, config: Any, data: DataConfig, optim: OptimConfig, run: RunConfig
+    name: str,
+    entry: Entry,
+    train: TrainConfig,
+    config: Any,
+    data: DataConfig,
+    optim: OptimConfig,
+    run: RunConfig,
 ) -> None:
     machine.tune_allocator()
     device = machine.pick_device(run.device)
@@ -83,9 +90,14 @@ def _train(
     try:
         if dist.is_main() and train.fresh:
             erase(out)
-        check_settings(out, settings)
         dist.barrier()
-        config_json = {"model": to_dict(config), "optim": to_dict(optim), "data": to_dict(data), "source": train.data}
+        check_settings(out, settings)
+        config_json = {
+            "model": to_dict(config),
+            "optim": to_dict(optim),
+            "data": to_dict(data),
+            "source": train.data,
+        }
 
         def save(model: torch.nn.Module, step: int) -> None:
             about = {"model": name, "config": config_json, "data": info._asdict(), "step": step}
@@ -118,7 +130,13 @@ def _steps_done(out: Path) -> int:
 
 
 def _describe(
-    name: str, info: Info, module: torch.nn.Module, steps: int, out: Path, optim: OptimConfig, device: torch.device
+    name: str,
+    info: Info,
+    module: torch.nn.Module,
+    steps: int,
+    out: Path,
+    optim: OptimConfig,
+    device: torch.device,
 ) -> None:
     parameters = sum(p.numel() for p in module.parameters()) / 1e6
     shape = "x".join(map(str, info.shape))
@@ -139,8 +157,14 @@ class Log:
     def __call__(self, report: Report) -> None:
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in report.logs.items() if k != "lr")
         self.meter.update(report.step, f"{report.images_per_s:,.0f} images/s  {numbers}")
-        self.write({"step": report.step, "time": round(time.time(), 2), "images_per_s": report.images_per_s,
-                    **report.logs})  # fmt: skip
+        self.write(
+            {
+                "step": report.step,
+                "time": round(time.time(), 2),
+                "images_per_s": report.images_per_s,
+                **report.logs,
+            }
+        )
         if self.board is not None:
             for key, value in report.logs.items():
                 self.board.add_scalar(key, value, report.step)
@@ -149,7 +173,7 @@ class Log:
         """Append a JSON line."""
         if dist.is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open( "a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
@@ -162,7 +186,8 @@ def _tensorboard(out: Path) -> Any:
 
 
 def _test_source(train: TrainConfig, data: DataConfig, info: Info) -> Source | None:
-    """The held-out data: the one asked for, or the test split of a data set that was named without a split."""
+    """The held-out data: the one asked for, or the test split of a data set that was named without a
+    split."""
     from genkit.data.names import NAMES
 
     if train.test is None and train.data not in NAMES:

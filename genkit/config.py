@@ -1,4 +1,5 @@
-"""Configuration as frozen dataclasses whose fields carry their own help: the one source for flags, recipes and JSON."""
+"""Configuration as frozen dataclasses whose fields carry their own help: the one source for flags, recipes
+and JSON."""
 
 import dataclasses
 import json
@@ -27,13 +28,22 @@ def arg(
     short: str | None = None,
     positional: bool = False,
 ) -> Any:
-    """A dataclass field with its help text, inclusive bounds, allowed words and the help panel it is shown in.
+    """A dataclass field with its help text, inclusive bounds, allowed words and the help panel it is shown
+    in.
 
-    short: a one-letter flag such as "-n". positional: an argument of the command instead of an option; with the
+    short: a one-letter flag such as "-n". positional: an argument of the command instead of an option;
+    with the
     default `REQUIRED` it must be given.
     """
-    meta = {"help": help, "min": min, "max": max, "choices": choices, "panel": panel, "short": short,
-            "positional": positional}  # fmt: skip
+    meta = {
+        "help": help,
+        "min": min,
+        "max": max,
+        "choices": choices,
+        "panel": panel,
+        "short": short,
+        "positional": positional,
+    }
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -110,7 +120,9 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """The config's fields as plain JSON values (tuples become lists, paths strings)."""
     plain = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return {k: str(v) if isinstance(v, Path) else v for k, v in json.loads(json.dumps(plain, default=str)).items()}
+    return {
+        k: str(v) if isinstance(v, Path) else v for k, v in json.loads(json.dumps(plain, default=str)).items()
+    }
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

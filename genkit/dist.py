@@ -65,7 +65,8 @@ def share(n: int) -> range:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows (n, …) of every process, in order of rank, on every process; n may differ between processes."""
+    """The rows (n, …) of every process, in order of rank, on every process; n may differ between
+    processes."""
     if not dist.is_initialized():
         return rows
     count = torch.tensor([len(rows)], device=rows.device)

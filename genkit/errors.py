@@ -9,7 +9,8 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The work failed on the way, through no fault of the request: disk full, non-finite loss (exit code 1)."""
+    """The work failed on the way, through no fault of the request: disk full, non-finite loss (exit code
+    1)."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

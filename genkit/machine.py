@@ -1,4 +1,5 @@
-"""What this machine offers: the device, the precision that pays on it, and an allocator that keeps its memory."""
+"""What this machine offers: the device, the precision that pays on it, and an allocator that keeps its
+memory."""
 
 import ctypes
 import os
@@ -17,14 +18,16 @@ _KEEP = 1 << 30
 def tune_allocator() -> bool:
     """Make glibc keep freed blocks instead of returning them to the system; True where it could.
 
-    torch frees and asks again for the same large blocks at every step, and each fresh page costs a fault: this alone
+    torch frees and asks again for the same large blocks at every step, and each fresh page costs a fault:
+    this alone
     is worth 1.4-1.6x in eager fp32 convolutions on a CPU. Elsewhere (musl, macOS) nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = ((_M_MMAP_THRESHOLD, _KEEP), (_M_TRIM_THRESHOLD, _KEEP), (_M_TOP_PAD, 64 << 20))
-    return all([mallopt(which, value) for which, value in settings])
+    done = [mallopt(which, value) for which, value in settings]  # all of them, whatever one returns
+    return all(done)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -56,7 +59,7 @@ def fast_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """"bf16" or "fp32"; auto is bf16 where the hardware has it."""
+    """ "bf16" or "fp32"; auto is bf16 where the hardware has it."""
     return ("bf16" if fast_bf16(device) else "fp32") if name == "auto" else name
 
 

@@ -1,7 +1,8 @@
 """Counter-based random numbers: row i of every draw is a pure function of (seed, stream, index[i]).
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), vectorised over tensors, so the
-same numbers come from any device, batch size and number of processes. Streams separate the uses of one seed.
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), vectorised over
+tensors, so the same numbers come from any device, batch size and number of processes. Streams separate
+the uses of one seed.
 """
 
 import math
@@ -19,13 +20,15 @@ _MASK = 0xFFFFFFFF
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(high, low) 32-bit halves of a * b. The product wraps around in int64, and its 64 bits are still right."""
+    """(high, low) 32-bit halves of a * b. The product wraps around in int64, and its 64 bits are still
+    right."""
     product = a * b
     return (product >> 32) & _MASK, product & _MASK
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four 32-bit outputs (int64 tensors) of Philox4x32-10 for a counter of four 32-bit words and a 64-bit key."""
+    """Four 32-bit outputs (int64 tensors) of Philox4x32-10 for a counter of four 32-bit words and a 64-bit
+    key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -63,7 +66,8 @@ def normal(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Ten
     count = math.prod(shape)
     pairs = -(-count // 2)
     words = bits(seed, stream, index, 2 * pairs)
-    # (w + 1/2) / 2^32 lies strictly inside (0, 1), so the logarithm is finite. float64 keeps devices in agreement.
+    # (w + 1/2) / 2^32 lies strictly inside (0, 1), so the logarithm is finite. float64 keeps devices in
+    # agreement.
     u = (words.double() + 0.5) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(u[:, :pairs]))
     angle = (2.0 * math.pi) * u[:, pairs:]

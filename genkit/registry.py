@@ -1,4 +1,5 @@
-"""MODELS: the name of a model family -> how to configure, build and train it. Files name models, never code."""
+"""MODELS: the name of a model family -> how to configure, build and train it. Files name models, never
+code."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -23,8 +24,11 @@ class Entry(NamedTuple):
     objective: "Callable[[nn.Module, Any, Info], Objective]"
     latents: bool = False  # can train on a latents file
     verbs: tuple[str, ...] = ()  # the verbs that a checkpoint of it serves: "sample prior", "encode", ...
-    defaults: Mapping[str, Any] = MappingProxyType({})  # of train.config.OptimConfig, where this family differs
-    # (averaged model, config, info, some examples) -> (N, C, H, W) pictures of how training goes, in the data's units
+    defaults: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # of train.config.OptimConfig, where this family differs
+    # (averaged model, config, info, some examples) -> (N, C, H, W) pictures of how training goes, in the
+    # data's units
     preview: "Callable[[nn.Module, Any, Info, Batch], Tensor] | None" = None
 
 

@@ -11,7 +11,8 @@ from .targets import input_scale, solve
 
 
 class Prediction(NamedTuple):
-    """x0, eps: shaped like x, float32. var: log-variance interpolation of Nichol & Dhariwal 2021 (eq. 15), or None."""
+    """x0, eps: shaped like x, float32. var: log-variance interpolation of Nichol & Dhariwal 2021 (eq. 15),
+    or None."""
 
     x0: Tensor
     eps: Tensor

@@ -11,7 +11,8 @@ METHODS = ("slerp", "lerp")
 def path(a: Tensor, b: Tensor, frames: int, method: str = "slerp") -> Tensor:
     """(frames, *S) points from a to b (each (*S)), both ends included.
 
-    slerp goes along the great circle (Shoemake 1985), which keeps the norm that noise has; lerp goes straight.
+    slerp goes along the great circle (Shoemake 1985), which keeps the norm that noise has; lerp goes
+    straight.
 
     Raises:
         InputError: for an unknown method.

@@ -9,14 +9,16 @@ from .samplers import Step, ddim
 from .schedules import Schedule
 
 
-def invert(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, *, refine: int = 0) -> Iterator[Step]:
+def invert(
+    denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, *, refine: int = 0
+) -> Iterator[Step]:
     """DDIM run towards noise. x: (B, *S) data; times: the sampler's, falling to 0; they are walked backwards.
 
-    Plain DDIM inversion (refine = 0; Song et al. 2021, sec. 4.3) evaluates the network at the start of each step,
-    the sampler at its end, so the round trip has an error of first order in the step. Each refinement solves the
-    sampler's own step for x by one fixed-point iteration (Pan et al. 2023, "accelerated iterative diffusion
-    inversion"): x_s = (alpha_s / alpha_t) x_t + (sigma_s - alpha_s sigma_t / alpha_t) eps(x_s, s).
-    `denoise` must not clip.
+    Plain DDIM inversion (refine = 0; Song et al. 2021, sec. 4.3) evaluates the network at the start of
+    each step, the sampler at its end, so the round trip has an error of first order in the step. Each
+    refinement solves the sampler's own step for x by one fixed-point iteration (Pan et al. 2023,
+    "accelerated iterative diffusion inversion"): x_s = (alpha_s / alpha_t) x_t + (sigma_s - alpha_s
+    sigma_t / alpha_t) eps(x_s, s). `denoise` must not clip.
     """
     rising = times.flip(0)
     for t, s in zip(rising[:-1], rising[1:]):

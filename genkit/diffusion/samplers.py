@@ -1,4 +1,5 @@
-"""Samplers as generators: one network evaluation (or more) a step; progress, previews and early stop are the caller's.
+"""Samplers as generators: one network evaluation (or more) a step; progress, previews and early stop are
+the caller's.
 
 A step goes from time t to time s = the next entry of `times`. Coefficients are float64 on the CPU.
 """
@@ -28,7 +29,8 @@ def _levels(schedule: Schedule, t: Tensor) -> tuple[float, float]:
 
 
 def posterior(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float, float, float]:
-    """(a, b, small, large): q(x_s | x_t, x0) has mean a x_t + b x0 and variance `small`; `large` is that of x_t | x_s.
+    """(a, b, small, large): q(x_s | x_t, x0) has mean a x_t + b x0 and variance `small`; `large` is that
+    of x_t | x_s.
 
     Ho et al. 2020, eq. 6-7, for any alpha and sigma and any s < t.
     """
@@ -48,7 +50,8 @@ def ddim(
     eta: float = 0.0,
     noise: StepNoise | None = None,
 ) -> Iterator[Step]:
-    """DDIM (Song et al. 2021, eq. 12 and 16): eta = 0 is deterministic, eta = 1 is DDPM with the small variance.
+    """DDIM (Song et al. 2021, eq. 12 and 16): eta = 0 is deterministic, eta = 1 is DDPM with the small
+    variance.
 
     x: (B, *S) at times[0]; times: (n + 1,) float64. Rising times with eta = 0 are DDIM inversion.
 
@@ -83,9 +86,11 @@ def ddpm(
     variance: str = "small",
     noise: StepNoise,
 ) -> Iterator[Step]:
-    """Ancestral sampling (Ho et al. 2020, alg. 2), on all steps or a thinned chain (Nichol & Dhariwal 2021, sec. 4).
+    """Ancestral sampling (Ho et al. 2020, alg. 2), on all steps or a thinned chain (Nichol & Dhariwal
+    2021, sec. 4).
 
-    variance: that of q(x_s | x_t, x0) (small), of q(x_t | x_s) (large), or none (zero: the posterior mean alone).
+    variance: that of q(x_s | x_t, x0) (small), of q(x_t | x_s) (large), or none (zero: the posterior mean
+    alone).
 
     Raises:
         InputError: for another variance.

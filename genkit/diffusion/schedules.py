@@ -13,7 +13,8 @@ from ..errors import unknown
 class Schedule(NamedTuple):
     """Three functions of t (any shape, float, in [0, 1]) that return tensors of t's shape, type and device.
 
-    embed is what the network is told about the noise level. `prior_scale` is the standard deviation of x at t = 1:
+    embed is what the network is told about the noise level. `prior_scale` is the standard deviation of x
+    at t = 1:
     sampling starts from prior_scale times standard normal noise.
     """
 
@@ -58,7 +59,8 @@ def scaled_linear(steps: int = 1000, beta_min: float = 0.00085, beta_max: float 
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, beta_limit: float = 0.999) -> Schedule:
-    """alpha_bar = cos^2((t + offset) / (1 + offset) * pi / 2), beta clipped (Nichol & Dhariwal 2021, eq. 17)."""
+    """alpha_bar = cos^2((t + offset) / (1 + offset) * pi / 2), beta clipped (Nichol & Dhariwal 2021, eq.
+    17)."""
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     bar = torch.cos((t + offset) / (1 + offset) * (math.pi / 2)) ** 2
     beta = (1 - bar[1:] / bar[:-1]).clamp(max=beta_limit)
@@ -73,8 +75,8 @@ def flow() -> Schedule:
 def karras(sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Schedule:
     """alpha = 1 and sigma^(1/rho) linear in t from sigma_min to sigma_max (Karras et al. 2022, eq. 5).
 
-    sigma(0) is exactly 0, as the paper appends to its list of noise levels. The network is told 250 ln(sigma): the
-    paper's ln(sigma) / 4 on the scale of a chain's 1000 steps.
+    sigma(0) is exactly 0, as the paper appends to its list of noise levels. The network is told 250
+    ln(sigma): the paper's ln(sigma) / 4 on the scale of a chain's 1000 steps.
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
 
@@ -100,9 +102,10 @@ SPACINGS = ("trailing", "leading", "linspace", "quadratic", "karras")
 def times(n: int, spacing: str = "trailing", *, steps: int = 1000, rho: float = 7.0) -> Tensor:
     """(n + 1,) float64 times from high noise to t = 0 for n network evaluations.
 
-    trailing, leading, linspace and quadratic are the ways of thinning a chain of `steps` steps (Lin et al. 2024,
-    tab. 2; Song et al. 2021, app. D.2); a thinned index i is t = (i + 1) / steps. More network steps than `steps`
-    simply divide [0, 1] finer. karras crowds the times near t = 0 by the power rho (Karras et al. 2022, eq. 5).
+    trailing, leading, linspace and quadratic are the ways of thinning a chain of `steps` steps (Lin et
+    al. 2024, tab. 2; Song et al. 2021, app. D.2); a thinned index i is t = (i + 1) / steps. More network
+    steps than `steps` simply divide [0, 1] finer. karras crowds the times near t = 0 by the power rho
+    (Karras et al. 2022, eq. 5).
 
     Raises:
         InputError: for an unknown spacing.

@@ -1,4 +1,5 @@
-"""What the network predicts. Every parameterisation is linear, target = p x0 + q eps, so one solve inverts all."""
+"""What the network predicts. Every parameterisation is linear, target = p x0 + q eps, so one solve inverts
+all."""
 
 from collections.abc import Callable
 
@@ -26,7 +27,8 @@ TARGETS: dict[str, Coefficients] = {
 
 
 def coefficients(target: str, alpha: Tensor, sigma: Tensor, data: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(p, q) with target = p x0 + q eps. alpha, sigma: any shape; data: the standard deviation of x0 (edm only).
+    """(p, q) with target = p x0 + q eps. alpha, sigma: any shape; data: the standard deviation of x0 (edm
+    only).
 
     Raises:
         InputError: for an unknown target.
@@ -37,7 +39,8 @@ def coefficients(target: str, alpha: Tensor, sigma: Tensor, data: float = 1.0) -
 
 
 def input_scale(target: str, alpha: Tensor, sigma: Tensor, data: float = 1.0) -> Tensor:
-    """What x_t is multiplied by before the network sees it: c_in of Karras et al. 2022 (eq. 7) for edm, else 1."""
+    """What x_t is multiplied by before the network sees it: c_in of Karras et al. 2022 (eq. 7) for edm,
+    else 1."""
     return (sigma**2 + (data * alpha) ** 2) ** -0.5 if target == "edm" else alpha * 0 + 1
 
 
@@ -46,7 +49,8 @@ def solve(
 ) -> tuple[Tensor, Tensor]:
     """(x0, eps) from y = p x0 + q eps and x = alpha x0 + sigma eps, by Cramer's rule.
 
-    Singular only where the quantity is undefined: eps-target at alpha = 0, x0-target at sigma = 0. Callers never
+    Singular only where the quantity is undefined: eps-target at alpha = 0, x0-target at sigma = 0. Callers
+    never
     evaluate there.
     """
     p, q = coefficients(target, alpha, sigma, data)

@@ -1,5 +1,6 @@
 """Writing a file so that a reader never sees half of it, whatever interrupts the writer."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,8 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
         raise RunError(f"cannot write {path}: {reason}; free space or choose another -o") from error
     finally:
         # A read-only or vanished folder must not hide the error that is on its way up.
-        try:
+        with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass
 
 
 def write_bytes(path: Path, data: bytes) -> None:

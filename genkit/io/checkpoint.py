@@ -1,4 +1,5 @@
-"""A checkpoint explains itself: weights, the configuration that built them, the data they saw, the command."""
+"""A checkpoint explains itself: weights, the configuration that built them, the data they saw, the
+command."""
 
 import json
 import platform
@@ -39,7 +40,13 @@ def command_line() -> str:
 
 
 def save_checkpoint(
-    path: Path, tensors: Mapping[str, Tensor], *, model: str, config: dict[str, Any], data: dict[str, Any], step: int
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    model: str,
+    config: dict[str, Any],
+    data: dict[str, Any],
+    step: int,
 ) -> str:
     """Write a model checkpoint atomically; returns the sha256 of its weights."""
     metadata = {

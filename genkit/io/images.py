@@ -22,7 +22,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def picture(x: Tensor) -> Image.Image:
-    """A Pillow image of one (C, H, W) float image in [-1, 1]; 1 channel is grey, 3 RGB, others show the first."""
+    """A Pillow image of one (C, H, W) float image in [-1, 1]; 1 channel is grey, 3 RGB, others show the
+    first."""
     pixels = to_uint8(x if x.shape[0] in (1, 3) else x[:3] if x.shape[0] > 3 else x[:1])
     array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array)
@@ -59,14 +60,17 @@ def read_about(path: Path) -> dict[str, Any] | None:
 
 
 def tile(x: Tensor, columns: int | None = None, gap: int = 2, least: int = 448) -> Image.Image:
-    """One picture of (N, C, H, W) images in [-1, 1] in rows, enlarged by a whole factor to about `least` pixels."""
+    """One picture of (N, C, H, W) images in [-1, 1] in rows, enlarged by a whole factor to about `least`
+    pixels."""
     n, _, h, w = x.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     factor = max(1, round(least / (columns * w)))
     cell_w, cell_h = w * factor + gap, h * factor + gap
     mode = "RGB" if x.shape[1] >= 3 else "L"
-    canvas = Image.new(mode, (columns * cell_w + gap, rows * cell_h + gap), 255 if mode == "L" else (255,) * 3)
+    canvas = Image.new(
+        mode, (columns * cell_w + gap, rows * cell_h + gap), 255 if mode == "L" else (255,) * 3
+    )
     for i in range(n):
         cell = picture(x[i]).resize((w * factor, h * factor), Image.Resampling.NEAREST)
         canvas.paste(cell, (gap + (i % columns) * cell_w, gap + (i // columns) * cell_h))

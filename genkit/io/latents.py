@@ -15,9 +15,11 @@ KINDS = ("latents", "noise", "images")
 
 
 class Latents(NamedTuple):
-    """z: (N, C, H, W) float32 as the codec gave it; (z - shift) / scale has mean 0 and variance 1 per channel.
+    """z: (N, C, H, W) float32 as the codec gave it; (z - shift) / scale has mean 0 and variance 1 per
+    channel.
 
-    kind "latents": written by `encode` or sampled from a latent model. kind "noise": written by `invert`, the x_t
+    kind "latents": written by `encode` or sampled from a latent model. kind "noise": written by `invert`,
+    the x_t
     at the largest time; `model` is the sha256 of the model that inverted. kind "images": floats in [-1, 1].
     """
 
@@ -78,7 +80,9 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
         raise InputError(f"{name}: 'latents' must be a float tensor (N, C, H, W) with N > 0")
     shift, scale = (tuple(json_field(name, metadata, key)) for key in ("shift", "scale"))
     if any(len(s) not in (0, z.shape[1]) for s in (shift, scale)) or not all(s > 0 for s in scale):
-        raise InputError(f"{name}: shift and scale must have one value per channel ({z.shape[1]}), scale positive")
+        raise InputError(
+            f"{name}: shift and scale must have one value per channel ({z.shape[1]}), scale positive"
+        )
     captions = json_field(name, metadata, "captions") if "captions" in metadata else None
     if any(rows is not None and len(rows) != len(z) for rows in (labels, captions)):
         raise InputError(f"{name}: there must be one label and one caption per latent ({len(z)})")
@@ -104,11 +108,13 @@ def _load_shards(folder: Path, kinds: tuple[str, ...]) -> Latents:
     first = parts[0]
     for path, part in zip(paths, parts):
         if (part.z.shape[1:], part.codec, part.scale) != (first.z.shape[1:], first.codec, first.scale):
-            raise InputError(f"{path} was written by another codec or run than {paths[0]}; encode the folder afresh")
+            raise InputError(
+                f"{path} was written by another codec or run than {paths[0]}; encode the folder afresh"
+            )
     labels = [p.labels for p in parts if p.labels is not None]
     captions = [p.captions for p in parts if p.captions is not None]
     return first._replace(
         z=torch.cat([p.z for p in parts]),
         labels=torch.cat(labels) if len(labels) == len(parts) else None,
-        captions=sum(captions, []) if len(captions) == len(parts) else None,
+        captions=[text for part in captions for text in part] if len(captions) == len(parts) else None,
     )

@@ -123,7 +123,9 @@ def _check(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], kind
     if "genkit" not in metadata:
         raise InputError(f"{name} was not written by genkit (no 'genkit' key in its metadata)")
     if metadata["genkit"] != FORMAT:
-        raise InputError(f"{name} has format {metadata['genkit']!r}, this genkit reads {FORMAT!r}; upgrade genkit")
+        raise InputError(
+            f"{name} has format {metadata['genkit']!r}, this genkit reads {FORMAT!r}; upgrade genkit"
+        )
     kind = metadata.get("kind", "?")
     if kind not in kinds:
         raise InputError(f"{name} holds {kind}, but {' or '.join(kinds)} is needed here")

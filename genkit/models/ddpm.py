@@ -25,26 +25,47 @@ class DdpmConfig:
     """Settings of `genkit train ddpm`."""
 
     width: int = arg(64, "Channels of the first level.", min=2, panel="Network")
-    multipliers: tuple[int, ...] = arg((1, 2), "Channels of each level over --width; each level but the last halves "
-                                       "the size.", min=1, panel="Network")  # fmt: skip
+    multipliers: tuple[int, ...] = arg(
+        (1, 2),
+        "Channels of each level over --width; each level but the last halves the size.",
+        min=1,
+        panel="Network",
+    )
     blocks: int = arg(2, "Residual blocks a level.", min=1, panel="Network")
-    attention: tuple[int, ...] = arg((), "Feature-map sizes with attention; the bottom always has some.", min=1,
-                                     panel="Network")  # fmt: skip
-    patch: int | None = arg(None, "Space-to-depth before the network; default: 2 for images of 24 pixels or more, "
-                            "else 1.", min=1, panel="Network")  # fmt: skip
-    head_dim: int | None = arg(None, "Channels of an attention head; default: one head.", min=1, panel="Network")
-    scale_shift: bool = arg(True, "The time scales and shifts the norms instead of being added.", panel="Network")
+    attention: tuple[int, ...] = arg(
+        (), "Feature-map sizes with attention; the bottom always has some.", min=1, panel="Network"
+    )
+    patch: int | None = arg(
+        None,
+        "Space-to-depth before the network; default: 2 for images of 24 pixels or more, else 1.",
+        min=1,
+        panel="Network",
+    )
+    head_dim: int | None = arg(
+        None, "Channels of an attention head; default: one head.", min=1, panel="Network"
+    )
+    scale_shift: bool = arg(
+        True, "The time scales and shifts the norms instead of being added.", panel="Network"
+    )
     norm_groups: int = arg(32, "Groups of the norms; 1 is the fastest on a CPU.", min=1, panel="Network")
     middle_attention: bool = arg(True, "Attention at the bottom.", panel="Network")
     dropout: float = arg(0.0, "Dropout in the residual blocks.", min=0.0, max=0.9, panel="Network")
     schedule: str = arg("cosine", "Noise schedule.", choices=tuple(SCHEDULES), panel="Diffusion")
     target: str = arg("v", "What the network predicts.", choices=_TARGETS, panel="Diffusion")
-    time_sampling: str = arg("uniform", "Training times: uniform in t, or normal in ln(sigma / alpha).",
-                             choices=TIME_SAMPLING, panel="Diffusion")  # fmt: skip
+    time_sampling: str = arg(
+        "uniform",
+        "Training times: uniform in t, or normal in ln(sigma / alpha).",
+        choices=TIME_SAMPLING,
+        panel="Diffusion",
+    )
     time_mean: float = arg(-1.2, "Mean of ln(sigma / alpha) for lognormal times.", panel="Diffusion")
     time_std: float = arg(1.2, "Its standard deviation.", min=1e-3, panel="Diffusion")
-    data_std: float | None = arg(None, "Standard deviation of the data, for the edm target; default: 0.5 for images, "
-                                 "1 for latents.", min=1e-3, panel="Diffusion")  # fmt: skip
+    data_std: float | None = arg(
+        None,
+        "Standard deviation of the data, for the edm target; default: 0.5 for images, 1 for latents.",
+        min=1e-3,
+        panel="Diffusion",
+    )
 
 
 def build(config: DdpmConfig, info: Info) -> Denoiser:
@@ -73,7 +94,9 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
         )
         network.check_size(height, width)
     except ValueError as error:
-        raise InputError(f"the network does not fit {height}x{width} {info.kind} of {info.name}: {error}") from None
+        raise InputError(
+            f"the network does not fit {height}x{width} {info.kind} of {info.name}: {error}"
+        ) from None
     data_std = config.data_std or (1.0 if info.kind == "latents" else 0.5)
     return Denoiser(network, SCHEDULES[config.schedule](), config.target, data_std)
 
@@ -108,7 +131,14 @@ register(
         objective=objective,
         latents=True,
         verbs=("sample ddpm", "sample ddim", "invert", "interpolate"),
-        defaults={"lr": 1e-3, "batch_size": 128, "warmup": 200, "decay": "cosine", "grad_clip": 1.0, "epochs": 10},
+        defaults={
+            "lr": 1e-3,
+            "batch_size": 128,
+            "warmup": 200,
+            "decay": "cosine",
+            "grad_clip": 1.0,
+            "epochs": 10,
+        },
         preview=preview,
     ),
 )

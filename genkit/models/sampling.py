@@ -1,4 +1,5 @@
-"""What sampling from a trained model needs besides the sampler: addressed noise, and the network made fast."""
+"""What sampling from a trained model needs besides the sampler: addressed noise, and the network made
+fast."""
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ class Lowered(nn.Module):
 
 
 def prepare(model: Denoiser, device: torch.device, precision: str, compiled: bool) -> Denoiser:
-    """`model` ready to sample on `device`: channels-last, in bf16 where asked, compiled where asked. Changes it."""
+    """`model` ready to sample on `device`: channels-last, in bf16 where asked, compiled where asked.
+    Changes it."""
     model = model.to(device).eval().requires_grad_(False)
     network = model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision == "bf16":

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class GroupNorm(nn.GroupNorm):
     """torch's group norm, without its slow path.
 
-    On a CPU torch normalises channels-last maps several times slower in groups of few channels than either the
-    contiguous layout or a single group (10.4 against 0.4 and 0.2 ms for 128 x 64 x 14 x 14 in bf16 on two AVX-512
-    cores), so such maps are copied to the fast layout and back.
+    On a CPU torch normalises channels-last maps several times slower in groups of few channels than
+    either the contiguous layout or a single group (10.4 against 0.4 and 0.2 ms for 128 x 64 x 14 x 14 in
+    bf16 on two AVX-512 cores), so such maps are copied to the fast layout and back.
     """
 
     def forward(self, x: Tensor) -> Tensor:

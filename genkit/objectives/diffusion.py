@@ -15,7 +15,8 @@ TIME_SAMPLING = ("uniform", "lognormal")
 
 
 class Times(nn.Module):
-    """Random training times: uniform on [0, 1], or such that ln(sigma / alpha) is normal (Karras et al. 2022).
+    """Random training times: uniform on [0, 1], or such that ln(sigma / alpha) is normal (Karras et al.
+    2022).
 
     mean, std: of ln(sigma / alpha), for lognormal.
     """

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class Average:
     """An exponential moving average whose half-life is a fixed share of the steps so far.
 
-    Weights of step k then count as (k / n)^(ln 2 / share) at step n: a power-function average (Karras et al. 2024,
-    "Analyzing and improving the training dynamics", eq. 4), which needs no knowledge of the run's length.
+    Weights of step k then count as (k / n)^(ln 2 / share) at step n: a power-function average (Karras et
+    al. 2024, "Analyzing and improving the training dynamics", eq. 4), which needs no knowledge of the
+    run's length.
     """
 
     def __init__(self, model: nn.Module, share: float) -> None:

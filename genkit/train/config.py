@@ -14,26 +14,38 @@ class OptimConfig:
     steps: int | None = arg(None, "Length in optimiser steps (instead of --epochs).", min=1, panel=_OPTIM)
     epochs: float | None = arg(None, "Length in passes over the data.", min=1e-6, panel=_OPTIM)
     batch_size: int = arg(128, "Examples per step, over all processes.", min=1, panel=_OPTIM)
-    accumulate: int = arg(1, "Split each step's batch into this many parts, to save memory.", min=1, panel=_OPTIM)
+    accumulate: int = arg(
+        1, "Split each step's batch into this many parts, to save memory.", min=1, panel=_OPTIM
+    )
     lr: float = arg(1e-3, "Peak learning rate of AdamW.", min=0.0, panel=_OPTIM)
     warmup: int = arg(0, "Steps over which the learning rate rises from 0.", min=0, panel=_OPTIM)
     decay: str = arg(
-        "none", "Course of the learning rate after warm-up, to 0.", choices=("none", "linear", "cosine"), panel=_OPTIM
+        "none",
+        "Course of the learning rate after warm-up, to 0.",
+        choices=("none", "linear", "cosine"),
+        panel=_OPTIM,
     )
     beta1: float = arg(0.9, "AdamW's decay of the gradient's mean.", min=0.0, max=0.9999, panel=_OPTIM)
     beta2: float = arg(0.999, "AdamW's decay of the gradient's square.", min=0.0, max=0.99999, panel=_OPTIM)
     weight_decay: float = arg(0.0, "AdamW's decoupled weight decay.", min=0.0, panel=_OPTIM)
     grad_clip: float = arg(0.0, "Largest gradient norm; 0: no clipping.", min=0.0, panel=_OPTIM)
     ema: float = arg(
-        0.05, "Half-life of the averaged weights, as a share of the steps so far; 0: no averaging.", min=0.0, max=1.0,
+        0.05,
+        "Half-life of the averaged weights, as a share of the steps so far; 0: no averaging.",
+        min=0.0,
+        max=1.0,
         panel=_OPTIM,
-    )  # fmt: skip
+    )
     flip: bool = arg(False, "Mirror half of the images.", panel=_OPTIM)
-    seed: int = arg(0, "Decides the initial weights, the order of examples and all noise.", min=0, panel=_OPTIM)
+    seed: int = arg(
+        0, "Decides the initial weights, the order of examples and all noise.", min=0, panel=_OPTIM
+    )
     precision: str = arg(
-        "auto", "Arithmetic of matrix products; auto: bf16 where hardware has it.", choices=("auto", "bf16", "fp32"),
+        "auto",
+        "Arithmetic of matrix products; auto: bf16 where hardware has it.",
+        choices=("auto", "bf16", "fp32"),
         panel=_MACHINE,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)

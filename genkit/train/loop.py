@@ -85,7 +85,8 @@ def make_optimizers(objective: Objective, optim: OptimConfig) -> Optimizers:
 def batches(
     source: Source, optim: OptimConfig, step: int, device: torch.device
 ) -> Iterator[tuple[Batch, Noise]]:
-    """Endless micro-batches of this process, with the noise of their positions, from optimiser step `step` on."""
+    """Endless micro-batches of this process, with the noise of their positions, from optimiser step `step`
+    on."""
     order = Order(optim.seed, len(source))
     walk = (optim.batch_size, optim.accumulate, dist.rank(), dist.world())
     examples = (order.examples(a, b) for a, b in positions(step, *walk))
@@ -123,7 +124,9 @@ class _Watch:
 class _Trainer:
     """The moving parts of one run."""
 
-    def __init__(self, objective: Objective, optim: OptimConfig, compiled: bool, device: torch.device) -> None:
+    def __init__(
+        self, objective: Objective, optim: OptimConfig, compiled: bool, device: torch.device
+    ) -> None:
         self.objective, self.optim, self.device = objective, optim, device
         self.precision = machine.resolve_precision(optim.precision, device)
         self.phases = objective.phases()
@@ -133,10 +136,13 @@ class _Trainer:
         if dist.world() > 1:
             ids = [device] if device.type == "cuda" else None
             # buckets of gradients are reduced while backward still computes the others
-            module = DistributedDataParallel(objective, device_ids=ids, find_unused_parameters=len(self.phases) > 1)
+            module = DistributedDataParallel(
+                objective, device_ids=ids, find_unused_parameters=len(self.phases) > 1
+            )
         self.module = module
         self.call: Callable[..., Any] = torch.compile(module) if compiled else module
         self.watch = _Watch(device)
+        self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules())
 
     def step(self, step: int, steps: int, stream: Iterator[tuple[Batch, Noise]]) -> None:
         parts = [next(stream) for _ in range(self.optim.accumulate)]
@@ -146,11 +152,20 @@ class _Trainer:
                 self._phase(phase.name, phase.parameters, rate * phase.lr_scale, parts)
         self.average.update(step + 1)
 
-    def _phase(self, name: str, parameters: list[nn.Parameter], rate: float, parts: list[tuple[Batch, Noise]]) -> None:
+    def _phase(
+        self, name: str, parameters: list[nn.Parameter], rate: float, parts: list[tuple[Batch, Noise]]
+    ) -> None:
         optimizer = self.optimizers[name]
         for i, (batch, noise) in enumerate(parts):
             last = i == len(parts) - 1
-            wait = self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not last else None
+            if self.dropout:
+                # dropout draws from torch's own generator; seeded by the address, a resumed run draws alike
+                torch.manual_seed((self.optim.seed << 40) ^ int(noise.position[0]))
+            wait = (
+                self.module.no_sync()
+                if isinstance(self.module, DistributedDataParallel) and not last
+                else None
+            )
             with wait or nullcontext(), machine.autocast(self.device, self.precision):
                 loss = self.call(name, batch, noise)
             (loss.total / len(parts)).backward()
@@ -222,7 +237,9 @@ def _run(
 ) -> int:
     def keep(step: int) -> None:
         if not all(bool(p.isfinite().all()) for p in trainer.average.module.parameters()):
-            raise RunError(f"weights became non-finite by step {step}; the last good checkpoint is kept ({saved} steps)")
+            raise RunError(
+                f"weights became non-finite by step {step}; the last good checkpoint is kept ({saved} steps)"
+            )
         if dist.is_main():
             save_state(out, trainer.objective, trainer.average, trainer.optimizers, step, settings)
             save(trainer.average.module, step)
@@ -235,8 +252,8 @@ def _run(
         bad = [name for name, value in logs.items() if not math.isfinite(value)]
         if bad:
             raise RunError(
-                f"{bad[0]} became {logs[bad[0]]} between steps {looked_step + 1} and {step}; the last good checkpoint "
-                f"is kept ({saved} steps): try a lower --lr, --grad-clip 1 or --precision fp32"
+                f"{bad[0]} became {logs[bad[0]]} between steps {looked_step + 1} and {step}; the last good "
+                f"checkpoint is kept ({saved} steps): try a lower --lr, --grad-clip 1 or --precision fp32"
             )
         logs["lr"] = learning_rate(trainer.optim, step - 1, steps)
         rate = (step - looked_step) * trainer.optim.batch_size / max(1e-9, now - looked)

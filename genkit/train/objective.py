@@ -20,7 +20,8 @@ class Phase(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """total: 0-dim, what the phase minimises; logs: 0-dim detached tensors by name, averaged between log lines."""
+    """total: 0-dim, what the phase minimises; logs: 0-dim detached tensors by name, averaged between log
+    lines."""
 
     total: Tensor
     logs: dict[str, Tensor]
@@ -54,12 +55,14 @@ class Objective(nn.Module):
         return [Phase("main", [p for p in self.model.parameters() if p.requires_grad])]
 
     def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
-        """The loss of `phase`: the mean over the batch, so that accumulation and data parallelism average it."""
+        """The loss of `phase`: the mean over the batch, so that accumulation and data parallelism average
+        it."""
         raise NotImplementedError(phase)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """Numbers worth reporting on held-out data, each a mean over the batch; the training loss by default."""
+        """Numbers worth reporting on held-out data, each a mean over the batch; the training loss by
+        default."""
         return self.loss(self.phases()[0].name, batch, noise).logs
 
     def forward(self, phase: str, batch: Batch, noise: Noise) -> Loss:

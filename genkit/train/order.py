@@ -36,7 +36,8 @@ class Order:
 def positions(step: int, batch: int, accumulate: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
     """Endless (start, stop) of the micro-batches of this process from optimiser step `step` on.
 
-    The batch of a step is the same set of positions for any number of processes and parts; each process takes a
+    The batch of a step is the same set of positions for any number of processes and parts; each process
+    takes a
     contiguous part of it, and each part of that in turn.
     """
     share = batch // world // accumulate

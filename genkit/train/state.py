@@ -1,4 +1,5 @@
-"""What a run needs to go on as if it had never stopped: weights, averages and optimiser moments, in one file."""
+"""What a run needs to go on as if it had never stopped: weights, averages and optimiser moments, in one
+file."""
 
 import json
 from pathlib import Path
@@ -26,7 +27,12 @@ def _moments(optimizers: Optimizers) -> dict[str, Tensor]:
 
 
 def save_state(
-    out: Path, objective: nn.Module, average: Average, optimizers: Optimizers, step: int, settings: dict[str, Any]
+    out: Path,
+    objective: nn.Module,
+    average: Average,
+    optimizers: Optimizers,
+    step: int,
+    settings: dict[str, Any],
 ) -> None:
     """Write state.safetensors for `step` finished optimiser steps."""
     tensors = {f"weights.{k}": v for k, v in objective.state_dict().items()}
@@ -54,7 +60,9 @@ def load_state(out: Path, objective: nn.Module, average: Average, optimizers: Op
         objective.load_state_dict(part("weights."))
         average.module.load_state_dict(part("ema."))
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit this model ({str(error).splitlines()[0]}); use --fresh") from None
+        raise InputError(
+            f"{path} does not fit this model ({str(error).splitlines()[0]}); use --fresh"
+        ) from None
     for phase, optimizer in optimizers.items():
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
@@ -84,7 +92,9 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     if old.get("decay") == "none" == settings.get("decay"):
         changed = [c for c in changed if c.split(":")[0] not in ("steps", "epochs")]
     if changed:
-        raise InputError(f"{out} was trained with other settings ({'; '.join(changed)}); use --fresh or another -o")
+        raise InputError(
+            f"{out} was trained with other settings ({'; '.join(changed)}); use --fresh or another -o"
+        )
 
 
 def erase(out: Path) -> None:

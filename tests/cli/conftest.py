@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 from cli_tools import TINY_DDPM, TINY_VAE
-
 from genkit_cli.main import main
 
 

@@ -60,12 +60,16 @@ def refused(capfd, *arguments):
 def test_requests(work, capfd, command, message):
     """Oracle: the words that name the value or the remedy."""
     assert message in refused(capfd, *command.split())
-    assert not any((work / name).exists() for name in ("new.png", "new.safetensors", "new", "runs/new", "new.jpg"))
+    assert not any(
+        (work / name).exists() for name in ("new.png", "new.safetensors", "new", "runs/new", "new.jpg")
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "pickle", "nan", "foreign"])
-@pytest.mark.parametrize("command", ["sample ddim -m runs/ddpm -o new.png", "info runs/ddpm",
-                                     "eval-fid digits digits --features runs/ddpm"])
+@pytest.mark.parametrize(
+    "command",
+    ["sample ddim -m runs/ddpm -o new.png", "info runs/ddpm", "eval-fid digits digits --features runs/ddpm"],
+)
 def test_damaged_checkpoints(work, capfd, damage, command):
     """Oracle: the file is named, whatever reads it."""
     path = work / "runs/ddpm/model.safetensors"
@@ -93,7 +97,9 @@ def test_stdin_with_nothing(work, capfd, monkeypatch):
     import io as stdio
     import sys
 
-    monkeypatch.setattr(sys, "stdin", type("In", (), {"isatty": lambda s: False, "buffer": stdio.BytesIO(b"")})())
+    monkeypatch.setattr(
+        sys, "stdin", type("In", (), {"isatty": lambda s: False, "buffer": stdio.BytesIO(b"")})()
+    )
     assert "stdin held nothing" in refused(capfd, "decode", "-", "-m", "runs/vae", "-o", "new/")
 
 

@@ -32,15 +32,19 @@ def wait_for(condition, seconds=60):
 
 
 def test_kill_9_at_arbitrary_moments(tmp_path):
-    """Oracle: the weights of an uninterrupted run, bit for bit. The kills fall at different steps, saves and files."""
+    """Oracle: the weights of an uninterrupted run, bit for bit. The kills fall at different steps, saves
+    and files."""
     command = ("train", "ddpm", *TINY_DDPM, "--steps", "60", *FP32, "--flip")
     assert start(*command, "-o", "runs/whole", cwd=tmp_path).wait() == 0
     state = tmp_path / "runs/cut/state.safetensors"
     kills = 0
     for delay in (0.0, 0.13, 0.31):
         before = state.stat().st_mtime_ns if state.exists() else 0
-        process = start(*command, "-o", "runs/cut", "--save-every", "0", cwd=tmp_path, stderr=subprocess.DEVNULL)
-        assert wait_for(lambda old=before: process.poll() is not None or (state.exists() and state.stat().st_mtime_ns > old))
+        process = start(
+            *command, "-o", "runs/cut", "--save-every", "0", cwd=tmp_path, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+            time.sleep(0.02)
         time.sleep(delay)
         process.kill()
         kills += process.wait() == -signal.SIGKILL
@@ -89,8 +93,18 @@ def test_sampling_killed_and_rerun(tmp_path, trained):
 
 def torchrun(*arguments, cwd, processes=2):
     """genkit under torchrun with gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port",
-               str(20000 + os.getpid() % 20000), "-m", "genkit_cli", *map(str, arguments)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        "--master-port",
+        str(20000 + os.getpid() % 20000),
+        "-m",
+        "genkit_cli",
+        *map(str, arguments),
+    ]
     return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True)
 
 
@@ -121,8 +135,28 @@ def test_two_processes_sample_encode_and_score_like_one(tmp_path, trained):
         one, two = (io.load_latents(tmp_path / f"{p}-{out}", kinds) for p in ("one", "two"))
         assert torch.allclose(one.z, two.z, atol=1e-5)
     env = {**ENV, "GENKIT_CACHE": str(tmp_path / "cache")}
-    single = subprocess.run([sys.executable, "-m", "genkit_cli", *map(str, score)], cwd=tmp_path, env=env,
-                            capture_output=True, text=True)  # fmt: skip
+    single = subprocess.run(
+        [sys.executable, "-m", "genkit_cli", *map(str, score)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     done = torchrun(*score, "--no-cache", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["fid"] == pytest.approx(json.loads(single.stdout)["fid"], rel=1e-3)
+
+
+def test_no_room_for_the_checkpoint(tmp_path):
+    """Oracle: exit 1 with one line, and the checkpoint from before byte for byte. A file size limit fills the disk."""
+    command = ("train", "ddpm", *TINY_DDPM, *FP32, "--decay", "none", "-o", "runs/d")
+    assert start(*command, "--steps", "5", cwd=tmp_path).wait() == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "runs/d").glob("*.safetensors")}
+    line = f"ulimit -f 20; exec {sys.executable} -m genkit_cli {' '.join(command)} --steps 10"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "runs/d").glob("*.safetensors")} == before
+    assert not list((tmp_path / "runs/d").glob(".*.tmp"))
+    assert start(*command, "--steps", "10", cwd=tmp_path).wait() == 0

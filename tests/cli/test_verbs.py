@@ -23,15 +23,31 @@ def test_help_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys; sys.modules['torch'] = None; from genkit_cli.main import main; sys.exit(main(['--help']))"
+    ban = "import sys; sys.modules['torch'] = None"
+    code = f"{ban}; from genkit_cli.main import main; sys.exit(main(['--help']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for verb in ("train", "sample", "encode", "decode", "invert", "interpolate", "eval-fid", "info"):
         assert verb in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["train vae", "train ddpm", "train classifier", "sample ddim", "sample ddpm",
-                                  "sample prior", "encode", "decode", "invert", "interpolate", "eval-fid", "info"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "train vae",
+        "train ddpm",
+        "train classifier",
+        "sample ddim",
+        "sample ddpm",
+        "sample prior",
+        "encode",
+        "decode",
+        "invert",
+        "interpolate",
+        "eval-fid",
+        "info",
+    ],
+)
 def test_every_help_page_names_its_recipe_option(capfd, verb):
     """Oracle: exit 0, and the options of the page that all verbs share."""
     code, out, _ = genkit(capfd, *verb.split(), "--help")
@@ -43,7 +59,9 @@ def test_sample_folder(work, capfd):
     """Oracle: files named by index, a grid, one path on stdout, and pictures that explain themselves."""
     code, out, err = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "5", *FAST, "-o", "img/")
     assert (code, out) == (0, "img\n"), err
-    assert sorted(p.name for p in (work / "img").glob("*.png")) == [f"{i:06d}.png" for i in range(5)] + ["grid.png"]
+    assert sorted(p.name for p in (work / "img").glob("*.png")) == [f"{i:06d}.png" for i in range(5)] + [
+        "grid.png"
+    ]
     code, out, _ = genkit(capfd, "info", "img/000003.png", "--json")
     about = json.loads(out)
     assert (about["seed"], about["index"], about["method"]) == (0, 3, "ddim")
@@ -55,7 +73,20 @@ def test_image_is_an_address(work, capfd, method):
     """Oracle: image i of a seed, whatever the batch and whatever else is drawn; at most 1/255 apart."""
     extra = ("--eta", "0.5") if method == "ddim" else ()
     for name, size, n in (("a", 1, 4), ("b", 3, 6)):
-        command = ("sample", method, "-m", "runs/ddpm", "-n", n, "--batch-size", size, *FAST, *extra, "-o", f"{name}/")
+        command = (
+            "sample",
+            method,
+            "-m",
+            "runs/ddpm",
+            "-n",
+            n,
+            "--batch-size",
+            size,
+            *FAST,
+            *extra,
+            "-o",
+            f"{name}/",
+        )
         assert genkit(capfd, *command)[0] == 0
     for i in range(4):
         assert (pixels(work / f"a/{i:06d}.png") - pixels(work / f"b/{i:06d}.png")).abs().max() <= 1
@@ -93,12 +124,15 @@ def test_forms_of_output(work, capfd, out):
 def test_pipe_equals_files(work):
     """Oracle: the chain through files; the pixels are equal."""
     piped = shell(
-        "genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o - 2>/dev/null | genkit decode - -m runs/vae -o a/", work
+        "genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o - 2>/dev/null | genkit decode - "
+        "-m runs/vae -o a/",
+        work,
     )
     assert piped.returncode == 0, piped.stderr
     files = shell(
         "genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o s.safetensors && "
-        "genkit decode s.safetensors -m runs/vae -o b/ && genkit sample ddim -m runs/ldm -n 4 --steps 3 --seed 7 -o c/",
+        "genkit decode s.safetensors -m runs/vae -o b/ && genkit sample ddim -m runs/ldm -n 4 --steps 3 "
+        "--seed 7 -o c/",
         work,
     )
     assert files.returncode == 0, files.stderr
@@ -119,7 +153,20 @@ def test_broken_pipe_is_quiet(work):
 
 def test_decode_with_another_codec(work, capfd):
     """Oracle: exit 2, both hashes, nothing written."""
-    other = ("train", "vae", "--latent", "2x4x4", "--arch", "mlp", "--steps", "1", "--seed", "5", "-o", "runs/other")
+    other = (
+        "train",
+        "vae",
+        "--latent",
+        "2x4x4",
+        "--arch",
+        "mlp",
+        "--steps",
+        "1",
+        "--seed",
+        "5",
+        "-o",
+        "runs/other",
+    )
     genkit(capfd, *other)
     code, out, err = genkit(capfd, "decode", "z.safetensors", "-m", "runs/other", "-o", "img/")
     assert (code, out) == (2, "")
@@ -152,8 +199,21 @@ def test_invert_report_and_replay(work, capfd):
     assert code == 0, err
     report = json.loads(out.splitlines()[0])
     assert report["psnr_db"] > 30
-    code, out, err = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "--noise", "n.safetensors", "--steps", "20",
-                            "--precision", "fp32", "-o", "back.safetensors")  # fmt: skip
+    code, out, err = genkit(
+        capfd,
+        "sample",
+        "ddim",
+        "-m",
+        "runs/ddpm",
+        "--noise",
+        "n.safetensors",
+        "--steps",
+        "20",
+        "--precision",
+        "fp32",
+        "-o",
+        "back.safetensors",
+    )
     assert code == 0, err
     from genkit.data import open_source
 
@@ -165,33 +225,77 @@ def test_invert_report_and_replay(work, capfd):
 
 def test_noise_of_another_model(work, capfd):
     """Oracle: exit 2; the noise names its model."""
-    genkit(capfd, "invert", "z.safetensors", "-m", "runs/ldm", "-n", "2", "--steps", "2", "-o", "n.safetensors")
-    code, _, err = genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "--noise", "n.safetensors", "-o", "x.png")
+    genkit(
+        capfd, "invert", "z.safetensors", "-m", "runs/ldm", "-n", "2", "--steps", "2", "-o", "n.safetensors"
+    )
+    code, _, err = genkit(
+        capfd, "sample", "ddim", "-m", "runs/ddpm", "--noise", "n.safetensors", "-o", "x.png"
+    )
     assert code == 2
     assert "another model" in err
 
 
-@pytest.mark.parametrize("ends, model", [(("1", "2"), "ddpm"), (("1", "2"), "ldm"), (("1", "2"), "vae"),
-                                         (("img/000000.png", "img/000001.png"), "vae"),
-                                         (("img/000000.png", "img/000001.png"), "ddpm"),
-                                         (("z.safetensors", "z.safetensors"), "ldm")])
+@pytest.mark.parametrize(
+    "ends, model",
+    [
+        (("1", "2"), "ddpm"),
+        (("1", "2"), "ldm"),
+        (("1", "2"), "vae"),
+        (("img/000000.png", "img/000001.png"), "vae"),
+        (("img/000000.png", "img/000001.png"), "ddpm"),
+        (("z.safetensors", "z.safetensors"), "ldm"),
+    ],
+)
 def test_interpolate(work, capfd, ends, model):
     """Oracle: a strip of 5 frames; with seeds its ends are the samples of these seeds."""
     genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "2", *FAST, "-o", "img/")
-    arguments = ("interpolate", *ends, "-m", f"runs/{model}", "-n", "5", "--steps", "3", "--precision", "fp32")
+    arguments = (
+        "interpolate",
+        *ends,
+        "-m",
+        f"runs/{model}",
+        "-n",
+        "5",
+        "--steps",
+        "3",
+        "--precision",
+        "fp32",
+    )
     code, out, err = genkit(capfd, *arguments, "-o", "frames/")
     assert (code, out) == (0, "frames\n"), err
     assert len(list((work / "frames").glob("[0-9]*.png"))) == 5
     if ends == ("1", "2") and model == "ddpm":
-        command = ("sample", "ddim", "-m", "runs/ddpm", "-n", "1", *FAST, "--seed", "2", "--no-clip", "-o", "s/")
+        command = (
+            "sample",
+            "ddim",
+            "-m",
+            "runs/ddpm",
+            "-n",
+            "1",
+            *FAST,
+            "--seed",
+            "2",
+            "--no-clip",
+            "-o",
+            "s/",
+        )
         genkit(capfd, *command)
         assert (pixels(work / "s/000000.png") - pixels(work / "frames/000004.png")).abs().max() <= 1
 
 
 def test_eval_fid_json(work, capfd):
     """Oracle: digits against themselves score 0; sizes and warnings are said."""
-    code, out, err = genkit(capfd, "eval-fid", "digits:test", "digits:test", "--features", "runs/clf", "--json",
-                            "--metrics", "fid,kid,prc,isc")  # fmt: skip
+    code, out, err = genkit(
+        capfd,
+        "eval-fid",
+        "digits:test",
+        "digits:test",
+        "--features",
+        "runs/clf",
+        "--json",
+        "--metrics",
+        "fid,kid,prc,isc",
+    )
     assert code == 0, err
     scores = json.loads(out)
     assert scores["fid"] == pytest.approx(0, abs=1e-4)
@@ -201,7 +305,11 @@ def test_eval_fid_json(work, capfd):
 
 def test_info_on_everything(work, capfd):
     """Oracle: the kind of each file, and the command that made the checkpoint."""
-    for file, kind in (("runs/vae", "checkpoint"), ("z.safetensors", "latents"), ("runs/vae/state.safetensors", "state")):
+    for file, kind in (
+        ("runs/vae", "checkpoint"),
+        ("z.safetensors", "latents"),
+        ("runs/vae/state.safetensors", "state"),
+    ):
         code, out, _ = genkit(capfd, "info", file, "--json")
         assert code == 0
         assert json.loads(out)["kind"] == kind
@@ -219,7 +327,8 @@ def test_default_model_is_the_newest_that_fits(work, capfd):
 
 
 def test_train_again(work, capfd):
-    """Oracle: the same command says it is done; another learning rate is refused by name; --fresh starts over."""
+    """Oracle: the same command says it is done; another learning rate is refused by name; --fresh starts
+    over."""
     base = ("train", "ddpm", *TINY_DDPM, "--steps", "12", "--precision", "fp32", "-o", "runs/ddpm")
     before = (work / "runs/ddpm/model.safetensors").read_bytes()
     assert genkit(capfd, *base)[0] == 0
@@ -233,16 +342,25 @@ def test_train_again(work, capfd):
 
 def test_recipe_below_flag(work, capfd):
     """Oracle: the checkpoint's own record: recipe over default, flag over recipe, steps over epochs."""
-    (work / "r.toml").write_text('command = "train classifier"\nwidth = 8\nlr = 0.01\nepochs = 3\nbatch-size = 32\n')
-    code, _, err = genkit(capfd, "train", "classifier", "--recipe", "r.toml", "--lr", "0.02", "--steps", "2", "-o", "runs/r")
+    (work / "r.toml").write_text(
+        'command = "train classifier"\nwidth = 8\nlr = 0.01\nepochs = 3\nbatch-size = 32\n'
+    )
+    code, _, err = genkit(
+        capfd, "train", "classifier", "--recipe", "r.toml", "--lr", "0.02", "--steps", "2", "-o", "runs/r"
+    )
     assert code == 0, err
     config = io.load_checkpoint(work / "runs/r").config
     assert (config["model"]["width"], config["optim"]["lr"], config["optim"]["batch_size"]) == (8, 0.02, 32)
     assert (config["optim"]["steps"], config["optim"]["epochs"]) == (2, None)
 
 
-@pytest.mark.parametrize("recipe, message", [('command = "train vae"', "is for `genkit train vae`"),
-                                             ('command = "train ddpm"\nwdth = 3', "did you mean 'width'")])
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        ('command = "train vae"', "is for `genkit train vae`"),
+        ('command = "train ddpm"\nwdth = 3', "did you mean 'width'"),
+    ],
+)
 def test_wrong_recipes(work, capfd, recipe, message):
     """Oracle: exit 2 and the remedy."""
     (work / "r.toml").write_text(recipe)

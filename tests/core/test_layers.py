@@ -40,7 +40,9 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "genkit").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "genkit").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_dependency_direction(path):
     """Oracle: the table of layers; also, the library knows no command line."""
     layer = path.relative_to(ROOT / "genkit").parts[0].removesuffix(".py")

@@ -72,7 +72,14 @@ def test_refined_inversion_is_exact():
     x = torch.linspace(0.2, 1.2, 7, dtype=torch.float64)[:, None]
     path = times(25)
     plain, refined = (
-        last(ddim(gaussian(schedule), schedule, last(invert(gaussian(schedule), schedule, x, path, refine=r)).x, path)).x
+        last(
+            ddim(
+                gaussian(schedule),
+                schedule,
+                last(invert(gaussian(schedule), schedule, x, path, refine=r)).x,
+                path,
+            )
+        ).x
         for r in (0, 30)
     )
     assert (refined - x).abs().max() < 1e-4 * (plain - x).abs().max()
@@ -148,7 +155,10 @@ def test_clipping_keeps_x_consistent():
     """Oracle: x = alpha x0 + sigma eps holds for the clipped prediction, with x0 inside [-1, 1]."""
     schedule = linear()
     model = Denoiser(Constant(), schedule, "eps")
-    x, t = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor(0.6, dtype=torch.float64)
+    x, t = (
+        torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor(0.6, dtype=torch.float64),
+    )
     x0, eps, _ = clipped(bind(model), schedule)(x, t)
     assert x0.abs().max() <= 1
     assert torch.allclose(schedule.alpha(t).float() * x0 + schedule.sigma(t).float() * eps, x, atol=1e-5)

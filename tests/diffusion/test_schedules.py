@@ -54,7 +54,10 @@ def test_ends_and_monotony(name):
 @pytest.mark.parametrize("name", ["linear", "cosine", "scaled-linear"])
 def test_variance_preserving(name):
     """Oracle: alpha^2 + sigma^2 = 1 between the chain's steps too."""
-    schedule, t = SCHEDULES[name](), torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    schedule, t = (
+        SCHEDULES[name](),
+        torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    )
     total = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
     assert torch.allclose(total, torch.ones_like(total), atol=1e-12)
 
@@ -69,7 +72,10 @@ def test_karras_levels():
     """Oracle: eq. 5 of Karras et al. 2022 for N = 18, written out."""
     n, low, high, rho = 18, 0.002, 80.0, 7.0
     t = torch.linspace(1, 0, n, dtype=torch.float64)[:-1]
-    wanted = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n - 1)]
+    wanted = [
+        (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        for i in range(n - 1)
+    ]
     assert torch.allclose(karras().sigma(t), torch.tensor(wanted, dtype=torch.float64), rtol=1e-12)
     assert karras().prior_scale == 80
 
@@ -87,7 +93,8 @@ def test_times_fall_to_zero(spacing, n):
 
 
 def test_spacings_by_hand():
-    """Oracle: the indices of a chain of 1000 thinned to 5 (Lin et al. 2024, tab. 2): t = (index + 1) / 1000."""
+    """Oracle: the indices of a chain of 1000 thinned to 5 (Lin et al. 2024, tab. 2): t = (index + 1) /
+    1000."""
     index = {s: [round(t * 1000) - 1 for t in times(5, s)[:-1].tolist()] for s in SPACINGS}
     assert index["trailing"] == [999, 799, 599, 399, 199]
     assert index["leading"] == [800, 600, 400, 200, 0]

@@ -80,7 +80,11 @@ def test_foreign_files(tmp_path):
     text.write_text("hello, this is a text and no tensor file at all")
     other = tmp_path / "o.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(2)}, str(other))
-    for file, words in ((pickled, "not a safetensors"), (text, "not a safetensors"), (other, "not written by genkit")):
+    for file, words in (
+        (pickled, "not a safetensors"),
+        (text, "not a safetensors"),
+        (other, "not written by genkit"),
+    ):
         with pytest.raises(InputError, match=words):
             io.load_tensors(file, ("checkpoint",))
 

@@ -41,7 +41,9 @@ class Regression(Objective):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 3, padding=1))
+            self.model = nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 3, padding=1)
+            )
 
     def loss(self, phase, batch, noise):
         """Mean squared error."""
@@ -61,12 +63,21 @@ def train(out: Path, steps=30, stop_at=None, objective=None, source=None, **chan
         return stop_at is not None and len(seen) >= stop_at
 
     def save(model, step):
-        io.save_checkpoint(out / "model.safetensors", model.state_dict(), model="tiny", config={}, data={}, step=step)
+        io.save_checkpoint(
+            out / "model.safetensors", model.state_dict(), model="tiny", config={}, data={}, step=step
+        )
 
     run = RunConfig(device="cpu", log_every=0.0, save_every=1e9)
     hooks = Hooks(stop=stop)
     return fit(
-        objective or Regression(), source or Tiny(), optim=optim, run=run, out=out, save=save, settings={}, hooks=hooks
+        objective or Regression(),
+        source or Tiny(),
+        optim=optim,
+        run=run,
+        out=out,
+        save=save,
+        settings={},
+        hooks=hooks,
     )
 
 
@@ -124,14 +135,20 @@ class Exploding(Regression):
         """NaN after a while."""
         self.calls += 1
         loss = super().loss(phase, batch, noise)
-        return loss if self.calls < 20 else Loss(loss.total * float("nan"), {"loss": loss.total.detach() * float("nan")})
+        return (
+            loss
+            if self.calls < 20
+            else Loss(loss.total * float("nan"), {"loss": loss.total.detach() * float("nan")})
+        )
 
 
 def test_non_finite_loss_stops_with_a_name(tmp_path):
     """Oracle: the message names the quantity and the step; the checkpoint before stays as it was."""
     train(tmp_path, steps=10)
     before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(RunError, match=r"loss became nan between steps .* and 29.*checkpoint is kept \(10 steps\)"):
+    with pytest.raises(
+        RunError, match=r"loss became nan between steps .* and 29.*checkpoint is kept \(10 steps\)"
+    ):
         train(tmp_path, steps=40, objective=Exploding())
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
@@ -189,7 +206,9 @@ def test_average_is_a_power_function_profile():
         with torch.no_grad():
             model.weight.fill_(float(step))
         average.update(step)
-    power = torch.log(torch.tensor(2.0)).item() / share - 1  # density k^(ln2/share - 1) integrates to (k/n)^(ln2/share)
+    power = (
+        torch.log(torch.tensor(2.0)).item() / share - 1
+    )  # density k^(ln2/share - 1) integrates to (k/n)^(ln2/share)
     assert average.module.weight.item() / n == pytest.approx((power + 1) / (power + 2), rel=0.01)
 
 
