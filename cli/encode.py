@@ -136,6 +136,7 @@ def _shards(
     dist.barrier()
     head = load_latents(first)
     todo = [k for k in range(len(starts)) if not (out.path / f"{k:05d}.safetensors").exists()]
+    dist.barrier()  # nobody writes before everybody has looked
     for i in dist.share(len(todo)):
         _shard(loaded, source, todo[i], (head.shift, head.scale), config, run, out, device)
     dist.barrier()

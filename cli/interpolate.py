@@ -42,7 +42,7 @@ class InterpolateConfig:
     method: str = arg("slerp", "Along the great circle, or straight.", choices=METHODS)
     rows: int = arg(1, "With seeds: strips of this many images of each seed, one below the other.", min=1)
     steps: int = arg(50, "Network evaluations of a diffusion model.", min=1)
-    codec: Path | None = arg(None, "Codec of a latent model; default: found under runs/.")
+    codec: Path | None = arg(None, "Codec of a latent model; default: found beside the model or under runs/.")
     fresh: bool = arg(False, "Replace what the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
 
@@ -120,7 +120,7 @@ def diffusion_space(
     assert isinstance(model, Denoiser)
     prepare(model, device, machine.resolve_precision(run.precision, device), bool(run.compile))
     falling = times(config.steps)
-    to_picture = codec_for(loaded.info, config.codec, device)
+    to_picture = codec_for(loaded.info, config.codec, device, loaded.checkpoint.path.parent)
 
     @torch.inference_mode()
     def of_images(x: Tensor) -> Tensor:

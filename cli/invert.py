@@ -138,7 +138,7 @@ def _report(
     """PSNR of the round trip over all images, and a picture of some: originals above what came back."""
     assert config.report is not None
     model: Any = loaded.module
-    show = decoder_of(loaded.info, device)
+    show = decoder_of(loaded.info, device, loaded.checkpoint.path.parent)
     values, pictures = [], []
     parts = list(batched(list(range(len(z))), run.batch_size))
     for index, batch in zip(parts, source.batches(iter(parts), device)):

@@ -91,8 +91,9 @@ class Folder:
         return self.path / f"{index:06d}.png"
 
     def missing(self, n: int) -> list[int]:
-        """The indices below n that have no picture yet."""
+        """The indices below n that have no picture yet, the same list in every process."""
         present = {p.name for p in self.path.glob("[0-9]*.png")}
+        dist.barrier()  # nobody writes before everybody has looked
         return [i for i in range(n) if self.name(i).name not in present]
 
     def add(self, index: int, image: Tensor, about: dict[str, Any]) -> None:

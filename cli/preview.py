@@ -27,7 +27,7 @@ def picture_maker(
         return None
     info = source.info
     examples = next(iter(source.batches(iter([torch.arange(min(32, len(source)))]), device)))
-    decode = decoder_of(info, device)
+    decode = decoder_of(info, device, folder.parent)
 
     def write(model: nn.Module, step: int) -> None:
         pictures = decode(show(model, config, info, examples))
@@ -36,30 +36,30 @@ def picture_maker(
     return write
 
 
-def decoder_of(info: Info, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Data of `info` -> images in [-1, 1]: through the codec for latents, if it is under runs/, else as
-    they are."""
+def decoder_of(info: Info, device: torch.device, near: Path) -> Callable[[Tensor], Tensor]:
+    """Data of `info` -> images in [-1, 1] as by `codec_for`, or, without the codec, latents shown as they are."""
     try:
-        return codec_for(info, None, device)
+        return codec_for(info, None, device, near)
     except InputError:
-        say(f"note: no codec {info.codec[:12]} under {RUNS}/; pictures of training show the latents")
+        say(f"note: no codec {info.codec[:12]} beside {near} or under {RUNS}/; pictures show the latents")
         return lambda x: (x / 3).clamp(-1, 1)
 
 
-def codec_for(info: Info, path: Path | None, device: torch.device) -> Callable[[Tensor], Tensor]:
+def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -> Callable[[Tensor], Tensor]:
     """A function from a model's data to images in [-1, 1]: the identity for images, else the codec's decoder.
 
-    path: the codec; None finds the one that encoded the data under runs/, by the hash of its weights.
+    path: the codec; None finds the one that encoded the data, by the hash of its weights, among the runs beside
+    the run folder `near` and under runs/.
 
     Raises:
         InputError: when it is not there, or is another codec.
     """
     if info.kind != "latents":
         return lambda x: x
-    path = path or find_weights(RUNS, info.codec)
+    path = path or find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
     if path is None:
         raise InputError(
-            f"no codec with weights {info.codec[:12]} under {RUNS}/ to turn latents into pictures; "
+            f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to make pictures of latents; "
             "give it with --codec, or write -o x.safetensors and decode that"
         )
     codec = load_model(path, "decode")

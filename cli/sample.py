@@ -56,7 +56,7 @@ class SampleConfig:
     codec: Path | None = arg(
         None,
         "Codec that turns a latent model's samples into pictures; default: the one that "
-        "encoded its training data, if it is under runs/.",
+        "encoded its training data, if it is beside the model or under runs/.",
     )
     fresh: bool = arg(False, "Replace what the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
@@ -240,7 +240,11 @@ def _deliver(
     n = sample.count
     device = machine.pick_device(run.device)
     pictures = out.form in ("folder", "png")
-    show = codec_for(loaded.info, sample.codec, device) if pictures else (lambda x: x)
+    show = (
+        codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
+        if pictures
+        else (lambda x: x)
+    )
     folder = Folder(out.path, settings, sample.fresh) if out.form == "folder" else None
     todo = folder.missing(n) if folder else list(range(n))
     mine = [todo[i] for i in dist.share(len(todo))]
@@ -295,7 +299,7 @@ def _animate(
     device: torch.device,
 ) -> None:
     """The grid of x_t on its way from noise to images."""
-    show = codec_for(loaded.info, sample.codec, device)
+    show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
     frames = []
     n = min(sample.count, 64)
     with Meter("sample", 0) as meter:
