@@ -30,7 +30,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class PrecisionConfig:
     """Where and how a model runs."""
 
     batch_size: int = arg(
@@ -43,6 +43,12 @@ class MachineConfig:
         choices=("auto", "bf16", "fp32"),
         panel="Machine",
     )
+
+
+@dataclass(frozen=True)
+class MachineConfig(PrecisionConfig):
+    """The same for a network that is evaluated many times."""
+
     compile: bool | None = arg(
         None, "Compile the network; default: on CUDA, for more than a few batches.", panel="Machine"
     )
@@ -64,19 +70,21 @@ def open_data(spec: str, config: DataConfig, like: "Loaded | None" = None):  # t
     return source
 
 
-def load(model: Path | None, verb: str) -> "Loaded":
+def load(model: Path | None, verb: str, sha256: str = "") -> "Loaded":
     """The model given with -m, or the newest run that serves `verb`, named on stderr.
+
+    sha256: of the weights that an input was made with; without -m the run that has them is taken first.
 
     Raises:
         InputError: when there is none, with the command that trains one.
     """
-    from genkit.io.checkpoint import newest_run
+    from genkit.io.checkpoint import find_weights, newest_run
     from genkit.models.load import load_model
     from genkit.registry import serving
 
     if model is None:
         suits = serving(verb)
-        model = newest_run(RUNS, suits)
+        model = (find_weights(RUNS, sha256) if sha256 else None) or newest_run(RUNS, suits)
         if model is None:
             raise InputError(
                 f"no model under {RUNS}/ serves `{verb}`; train one with `genkit train {suits[0]}` or give -m"

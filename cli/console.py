@@ -44,6 +44,11 @@ def emit_bytes(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def quiet_stdout() -> None:
+    """After a broken pipe: whoever read from us has enough, and closing stdout must not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_code(work: Callable[[], object]) -> int:
     """Run `work` and turn how it ended into an exit code: 0, 1 failed on the way, 2 wrong request, 130
     interrupted."""
@@ -52,17 +57,13 @@ def exit_code(work: Callable[[], object]) -> int:
         work()
         sys.stdout.flush()
         return 0
-    except BrokenPipeError:
-        # whoever read from us has enough; python would complain once more when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
-        print("genkit: interrupted", file=sys.stderr)
+        say("genkit: interrupted")
         return 130
     except (InputError, RunError, OSError, MemoryError) as error:
         if debug:
             raise
-        print(f"genkit: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        say(f"genkit: {' '.join(str(error).split()) or type(error).__name__}")
         return 2 if isinstance(error, InputError) else 1
     except RuntimeError as error:
         if debug or "out of memory" not in str(error):

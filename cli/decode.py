@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from genkit import dist, machine
 from genkit.config import REQUIRED, arg
-from genkit.io.checkpoint import command_line
-from genkit.io.images import tile
 from genkit.io.latents import Latents, load_latents
 
-from .common import MachineConfig, check_shape, load
-from .console import Meter
+from .common import PrecisionConfig, check_shape, load
 from .options import make
-from .outputs import Folder, batched, parse_out, report_folder, write_picture, write_tensors
+from .outputs import deliver, parse_out
 from .preview import check_codec
 from .streams import read_input
 
@@ -35,45 +33,56 @@ class DecodeConfig:
 
 def command(name: str) -> Any:
     """The `genkit decode` command."""
-    return make(_decode, DecodeConfig, MachineConfig, command="decode", help="Latents back to images.")
+    return make(
+        _decode,
+        DecodeConfig,
+        PrecisionConfig,
+        command="decode",
+        defaults={"precision": "fp32"},
+        help="Latents back to images.",
+    )
 
 
-def _decode(config: DecodeConfig, run: MachineConfig) -> None:
+def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
     latents = load_latents(read_input(config.latents))
-    loaded = load(config.model, "decode")
+    loaded = load(config.model, "decode", latents.codec)
     name = "stdin" if config.latents == "-" else config.latents
     check_codec(loaded, latents.codec, name)
     module: Any = loaded.module.to(device)
     check_shape(tuple(latents.z.shape[1:]), module.latent_shape, name)
-    extra = latents.extra or {}
-    settings = {"method": "decode", "codec": loaded.checkpoint.sha256, "from": extra, "model": latents.model}
+    precision = machine.resolve_precision(run.precision, device)
+    settings = {
+        "method": "decode",
+        "codec": loaded.checkpoint.sha256,
+        "latents": latents.sha256,
+        "from": latents.extra or {},
+        "model": latents.model,
+        "precision": precision,
+    }
+
+    @torch.inference_mode()
+    def draw(index: Tensor) -> Tensor:
+        with machine.autocast(device, precision):
+            return module.decode(latents.z[index].to(device))
+
+    def wrap(images: Tensor) -> Latents:
+        return Latents(images, "images", labels=latents.labels, extra=settings)
+
     dist.start(device)
     try:
-        n = len(latents.z)
-        folder = Folder(out.path, settings, config.fresh) if out.form == "folder" else None
-        todo = folder.missing(n) if folder else list(range(n))
-        mine = [todo[i] for i in dist.share(len(todo))]
-        rows, about = [], {**settings, "command": command_line()}
-        with Meter("decode", len(mine)) as meter, torch.inference_mode():
-            for index in batched(mine, run.batch_size):
-                x = module.decode(latents.z[index].to(device))
-                if folder:
-                    for i, image in zip(index.tolist(), x):
-                        folder.add(i, image, about)
-                else:
-                    rows.append(x.cpu())
-                meter.update(meter.done + len(index))
-        if folder:
-            folder.finish(n)
-            report_folder(out, len(todo), n, config.json)
-            return
-        images = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0, *loaded.info.shape))
-        if out.form == "png":
-            write_picture(out, tile(images[:1024]), about, config.json)
-        else:
-            write_tensors(out, Latents(images, "images", labels=latents.labels, extra=settings), config.json)
+        deliver(
+            "decode",
+            draw,
+            len(latents.z),
+            out,
+            settings,
+            wrap,
+            batch_size=run.batch_size,
+            fresh=config.fresh,
+            as_json=config.json,
+        )
     finally:
         dist.stop()

@@ -2,25 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from genkit import dist, io, machine
 from genkit import noise as rng
-from genkit.config import REQUIRED, arg
-from genkit.data.source import Source
+from genkit.codecs.autoencoder import Autoencoder
+from genkit.config import REQUIRED, arg, differences
+from genkit.data.source import ImageSource
 from genkit.errors import InputError
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 
-from .common import DataConfig, MachineConfig, load, open_data
+from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
 from .console import Meter, emit, say
 from .options import make
 from .outputs import Out, batched, parse_out, write_tensors
 
 SHARD = 4096
+Stats = tuple[tuple[float, ...], tuple[float, ...]]  # shift and scale of each channel
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class EncodeConfig:
     )
     out: str = arg("latents.safetensors", "x.safetensors, - for a stream, or dir/ of shards.", short="-o")
     sample: bool = arg(False, "Draw from the posterior instead of taking its mean.")
-    seed: int = arg(0, "Decides the draws of --sample.", min=0)
+    seed: int = arg(0, "Decides the draws of --sample.", min=0, max=2**63 - 1)
     fresh: bool = arg(False, "Replace the shards that the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
 
@@ -44,13 +46,14 @@ def command(name: str) -> Any:
         _encode,
         EncodeConfig,
         DataConfig,
-        MachineConfig,
+        PrecisionConfig,
         command="encode",
+        defaults={"precision": "fp32"},
         help="Images to the latents of a codec.",
     )
 
 
-def _encode(config: EncodeConfig, data: DataConfig, run: MachineConfig) -> None:
+def _encode(config: EncodeConfig, data: DataConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("tensors", "stream", "folder"))
     device = machine.pick_device(run.device)
@@ -58,123 +61,124 @@ def _encode(config: EncodeConfig, data: DataConfig, run: MachineConfig) -> None:
     source = open_data(config.source, data, loaded)
     if source.info.kind != "images":
         raise InputError(f"{config.source} holds {source.info.kind}; encode takes images")
+    check_shape(source.info.shape, loaded.info.shape, config.source)
     dist.start(device)
     try:
-        loaded.module.to(device)
+        job = Job(loaded, source, config, run, device)
         if out.form == "folder":
-            _shards(loaded, source, config, run, out, device)
+            job.shards(out)
         else:
-            mine = list(dist.share(len(source)))
-            latents = gather(_codes(loaded, source, mine, config, run, device))
-            write_tensors(out, describe(latents, loaded, source, measure(latents.z)), config.json)
+            latents = gather(job.codes(list(dist.share(len(source)))))
+            write_tensors(out, job.describe(latents, measure(latents.z)), config.json)
     finally:
         dist.stop()
-
-
-@torch.inference_mode()
-def _codes(
-    loaded: Loaded,
-    source: Source,
-    indices: list[int],
-    config: EncodeConfig,
-    run: MachineConfig,
-    device: torch.device,
-) -> Latents:
-    """The codes of the examples `indices`, with their labels and captions."""
-    module: Any = loaded.module
-    rows, labels, done = [], [], 0
-    captions: list[str] = []
-    parts = list(batched(indices, run.batch_size))
-    with Meter("encode", len(indices)) as meter:
-        for index, batch in zip(parts, source.batches(iter(parts), device)):
-            noise = rng.normal(config.seed, rng.POSTERIOR, index.to(device), module.latent_shape)
-            rows.append(module.encode(batch.x, noise=noise if config.sample else None).z.float().cpu())
-            labels += [batch.label.cpu()] if batch.label is not None else []
-            captions += batch.caption or []
-            done += len(index)
-            meter.update(done)
-    z = torch.cat(rows) if rows else torch.zeros(0, *module.latent_shape)
-    return Latents(z, labels=torch.cat(labels) if labels else None, captions=captions or None)
 
 
 def gather(mine: Latents) -> Latents:
     """The latents of all processes, in order."""
     labels = dist.gather_rows(mine.labels) if mine.labels is not None else None
-    return mine._replace(z=dist.gather_rows(mine.z), labels=labels, captions=dist.gather_lists(mine.captions))
+    captions = dist.gather_lists(mine.captions)
+    return mine._replace(z=dist.gather_rows(mine.z), labels=labels, captions=captions)
 
 
-def measure(z: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measure(z: Tensor) -> Stats:
     """(mean, standard deviation) of each channel of z (N, C, H, W)."""
     channels = z.double().transpose(0, 1).flatten(1)
     scale = channels.std(dim=1).clamp(min=1e-6)
     return tuple(channels.mean(dim=1).tolist()), tuple(scale.tolist())
 
 
-def describe(
-    latents: Latents, loaded: Loaded, source: Source, stats: tuple[tuple[float, ...], tuple[float, ...]]
-) -> Latents:
-    """`latents` with what a reader must know: statistics, codec, classes and source."""
-    return latents._replace(
-        shift=stats[0],
-        scale=stats[1],
-        codec=loaded.checkpoint.sha256,
-        classes=source.info.classes,
-        extra={"source": source.info.name, "fingerprint": source.info.fingerprint},
-    )
+class Job:
+    """One source, one codec, and how they are brought together."""
 
+    def __init__(
+        self,
+        loaded: Loaded,
+        source: ImageSource,
+        config: EncodeConfig,
+        run: PrecisionConfig,
+        device: torch.device,
+    ) -> None:
+        self.source, self.config, self.run, self.device = source, config, run, device
+        self.codec, self.sha256 = cast(Autoencoder, loaded.module.to(device)), loaded.checkpoint.sha256
+        self.precision = machine.resolve_precision(run.precision, device)
+        self.identity = {
+            "source": source.info.name,
+            "fingerprint": source.info.fingerprint,
+            "posterior": f"seed {config.seed}" if config.sample else "mean",
+            "precision": self.precision,
+        }
 
-def _shards(
-    loaded: Loaded, source: Source, config: EncodeConfig, run: MachineConfig, out: Out, device: torch.device
-) -> None:
-    """A folder of shards; those that are there already are kept. Shift and scale are measured on the
-    first."""
-    _check_shards(out, loaded, source, config)
-    starts = list(range(0, len(source), SHARD))
-    first = out.path / "00000.safetensors"
-    if not first.exists() and dist.is_main():
-        _shard(loaded, source, 0, None, config, run, out, device)
-    dist.barrier()
-    head = load_latents(first)
-    todo = [k for k in range(len(starts)) if not (out.path / f"{k:05d}.safetensors").exists()]
-    dist.barrier()  # nobody writes before everybody has looked
-    for i in dist.share(len(todo)):
-        _shard(loaded, source, todo[i], (head.shift, head.scale), config, run, out, device)
-    dist.barrier()
-    say(f"{len(starts)} shards, {len(todo)} of them new after the first")
-    emit({"out": str(out.path), "n": len(source)} if config.json else out.path, config.json)
+    @torch.inference_mode()
+    def codes(self, indices: list[int]) -> Latents:
+        """The codes of the examples `indices`, with their labels and captions."""
+        rows, source = [], self.source
+        parts = list(batched(indices, self.run.batch_size))
+        with Meter("encode", len(indices)) as meter, machine.autocast(self.device, self.precision):
+            for index, batch in zip(parts, source.batches(iter(parts), self.device)):
+                shape = self.codec.latent_shape
+                noise = rng.normal(self.config.seed, rng.POSTERIOR, index.to(self.device), shape)
+                code = self.codec.encode(batch.x, noise=noise if self.config.sample else None)
+                rows.append(code.z.float().cpu())
+                meter.update(meter.done + len(index))
+        return Latents(
+            torch.cat(rows) if rows else torch.zeros(0, *self.codec.latent_shape),
+            labels=source.labels[indices] if source.labels is not None else None,
+            captions=[source.captions[i] for i in indices] if source.captions is not None else None,
+        )
 
+    def describe(self, latents: Latents, stats: Stats, shards: int | None = None) -> Latents:
+        """`latents` with what a reader must know: statistics, codec, classes and origin."""
+        return latents._replace(
+            shift=stats[0],
+            scale=stats[1],
+            codec=self.sha256,
+            classes=self.source.info.classes,
+            extra={**self.identity, **({"shards": shards} if shards else {})},
+        )
 
-def _shard(
-    loaded: Loaded,
-    source: Source,
-    k: int,
-    stats: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    config: EncodeConfig,
-    run: MachineConfig,
-    out: Out,
-    device: torch.device,
-) -> None:
-    index = torch.arange(k * SHARD, min((k + 1) * SHARD, len(source)))
-    latents = _codes(loaded, source, index.tolist(), config, run, device)
-    latents = describe(latents, loaded, source, stats or measure(latents.z))
-    io.save_latents(out.path / f"{k:05d}.safetensors", latents)
+    def shards(self, out: Out) -> None:
+        """A folder of shards; those that are there already are kept.
 
+        Shift and scale are measured on examples spread over the whole source and are the same in every shard.
+        """
+        n = len(self.source)
+        count = -(-n // SHARD)
+        stats = dist.on_main(lambda: self._claim(out))
+        if stats is None:
+            spread = torch.linspace(0, n - 1, min(n, SHARD)).round().long().tolist()
+            stats = measure(gather(self.codes([spread[i] for i in dist.share(len(spread))])).z)
+        todo = [k for k in range(count) if not _shard_path(out, k).exists()]
+        dist.barrier()  # nobody writes before everybody has looked
+        for i in dist.share(len(todo)):
+            index = range(todo[i] * SHARD, min((todo[i] + 1) * SHARD, n))
+            shard = self.describe(self.codes(list(index)), stats, count)
+            io.save_latents(_shard_path(out, todo[i]), shard)
+        dist.barrier()
+        say(f"{count} shards, {count - len(todo)} of them were there already")
+        emit({"out": str(out.path), "n": n} if self.config.json else out.path, self.config.json)
 
-def _check_shards(out: Out, loaded: Loaded, source: Source, config: EncodeConfig) -> None:
-    """Refuse a folder with shards of another codec or source; with --fresh, empty it.
+    def _claim(self, out: Out) -> Stats | None:
+        """The statistics of the shards that are there already; with --fresh they are removed.
 
-    Raises:
-        InputError: naming the first shard.
-    """
-    shards = sorted(out.path.glob("[0-9]*.safetensors"))
-    if config.fresh and dist.is_main():
-        for path in shards:
-            path.unlink()
-    elif shards:
+        Raises:
+            InputError: they are of another codec, source or way of encoding.
+        """
+        shards = sorted(out.path.glob("[0-9]*.safetensors"))
+        if self.config.fresh:
+            for path in shards:
+                path.unlink()
+        if self.config.fresh or not shards:
+            return None
         head = load_latents(shards[0])
-        same = (head.extra or {}).get("fingerprint") == source.info.fingerprint
-        if head.codec != loaded.checkpoint.sha256 or not same:
+        extra = {k: (head.extra or {}).get(k) for k in self.identity}
+        changed = differences({"codec": head.codec, **extra}, {"codec": self.sha256, **self.identity})
+        if changed:
             raise InputError(
-                f"{shards[0]} was encoded from other data or by another codec; use --fresh or another -o"
+                f"{shards[0]} was encoded otherwise ({'; '.join(changed)}); use --fresh or another -o"
             )
-    dist.barrier()
+        return head.shift, head.scale
+
+
+def _shard_path(out: Out, k: int) -> Path:
+    return out.path / f"{k:05d}.safetensors"

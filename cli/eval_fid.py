@@ -7,6 +7,7 @@ from typing import Any
 from genkit import dist, machine
 from genkit.config import REQUIRED, arg
 from genkit.errors import InputError
+from genkit.evaluate.cache import statistics_of
 from genkit.evaluate.extractors import Extractor, classifier, inception
 from genkit.evaluate.score import METRICS, Scores, score
 from genkit.evaluate.statistics import Statistics, is_statistics, load_statistics, save_statistics
@@ -38,7 +39,7 @@ class EvalConfig:
     save_real: Path | None = arg(
         None, "Also write the real statistics to this .safetensors.", panel="Features"
     )
-    seed: int = arg(0, "Decides the bootstrap and KID's subsets.", min=0)
+    seed: int = arg(0, "Decides the bootstrap and KID's subsets.", min=0, max=2**63 - 1)
     batch_size: int = arg(128, "Images at a time.", min=1, panel="Machine")
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, …", panel="Machine")
     cache: bool = arg(True, "Keep statistics of real data for the next time.", panel="Features")
@@ -56,6 +57,10 @@ def _eval(config: EvalConfig, data: DataConfig) -> None:
     device = machine.pick_device(config.device)
     metrics = tuple(m.strip() for m in config.metrics.split(",") if m.strip())
     fake, real = (_side(text, data) for text in (config.fake, config.real))
+    if config.save_real is not None and (
+        isinstance(real, Statistics) or config.save_real.suffix != ".safetensors"
+    ):
+        raise InputError("--save-real writes statistics of images to a .safetensors file")
     extractor: Extractor | None = None
     if not (isinstance(fake, Statistics) and isinstance(real, Statistics)):
         extractor = _extractor(config, device)
@@ -73,12 +78,8 @@ def _eval(config: EvalConfig, data: DataConfig) -> None:
                 batch_size=config.batch_size,
                 progress=progress,
             )
-        if config.save_real is not None and extractor is not None and not isinstance(real, Statistics):
-            from genkit.evaluate.cache import statistics_of
-
-            found = statistics_of(real, extractor, limit=config.count, batch_size=config.batch_size)
-            if found is not None and dist.is_main():
-                save_statistics(config.save_real, found.statistics)
+        if config.save_real is not None and extractor is not None:
+            _save_real(config, real, extractor)
     finally:
         dist.stop()
     if scores is not None:
@@ -93,6 +94,16 @@ def _side(text: str, data: DataConfig) -> Any:
     if source.info.kind != "images":
         raise InputError(f"{text} holds {source.info.kind}; decode them first, eval-fid compares images")
     return source
+
+
+def _save_real(config: EvalConfig, real: Any, extractor: Extractor) -> None:
+    """Write the real side's statistics; with the cache on they are not measured twice."""
+    assert config.save_real is not None
+    found = statistics_of(
+        real, extractor, limit=config.count, cache=config.cache, batch_size=config.batch_size
+    )
+    if found is not None and dist.is_main():
+        save_statistics(config.save_real, found.statistics)
 
 
 def _extractor(config: EvalConfig, device: Any) -> Extractor:
@@ -156,7 +167,7 @@ def _lines(s: Scores) -> list[tuple[str, str]]:
         )
         lines.append(("fid", f"{s.fid:.4f}{interval}"))
     if s.kid is not None:
-        lines.append(("kid", f"{s.kid:.6f} ± {s.kid_std or 0:.6f}"))
+        lines.append(("kid", f"{s.kid:.6f}" + (f" ± {s.kid_std:.6f}" if s.kid_std else "")))
     if s.precision is not None:
         lines.append(("precision", f"{s.precision:.4f}"))
         lines.append(("recall", f"{s.recall:.4f}"))

@@ -23,7 +23,7 @@ from genkit.io.latents import load_latents
 from genkit.models.load import Loaded
 from genkit.models.sampling import initial_noise, prepare
 
-from .common import DataConfig, MachineConfig, load, open_data
+from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
 from .options import make
 from .outputs import Folder, Out, parse_out, report_folder, write_animation, write_picture
 from .preview import check_codec, codec_for
@@ -53,13 +53,14 @@ def command(name: str) -> Any:
         _interpolate,
         InterpolateConfig,
         DataConfig,
-        MachineConfig,
+        PrecisionConfig,
         command="interpolate",
+        defaults={"precision": "fp32"},
         help="A path between two images, two latents or two seeds.",
     )
 
 
-def _interpolate(config: InterpolateConfig, data: DataConfig, run: MachineConfig) -> None:
+def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("folder", "png", "gif"))
     device = machine.pick_device(run.device)
@@ -67,7 +68,7 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: MachineConfig
     space = (
         diffusion_space(loaded, config, run, device)
         if isinstance(loaded.module, Denoiser)
-        else codec_space(loaded, device)
+        else codec_space(loaded, run, device)
     )
     strips = []
     for row in range(config.rows):
@@ -89,36 +90,41 @@ class Space:
         of_images: Callable[[Tensor], Tensor],
         of_seed: Callable[[int, Tensor], Tensor],
         kinds: tuple[str, ...],
+        shape: tuple[int, ...],
         show: Callable[[Tensor], Tensor],
     ) -> None:
-        self.of_images, self.of_seed, self.kinds, self.show = of_images, of_seed, kinds, show
+        self.of_images, self.of_seed, self.kinds = of_images, of_seed, kinds
+        self.shape, self.show = shape, show
 
 
-def codec_space(loaded: Loaded, device: torch.device) -> Space:
+def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> Space:
     """The latents of an autoencoder."""
     module: Any = loaded.module.to(device)
+    precision = machine.resolve_precision(run.precision, device)
 
     @torch.inference_mode()
     def of_images(x: Tensor) -> Tensor:
-        return module.encode(x).z
+        with machine.autocast(device, precision):
+            return module.encode(x).z
 
     @torch.inference_mode()
     def show(z: Tensor) -> Tensor:
-        return module.decode(z)
+        with machine.autocast(device, precision):
+            return module.decode(z)
 
     def of_seed(seed: int, index: Tensor) -> Tensor:
         return rng.normal(seed, rng.INITIAL, index, module.latent_shape)
 
-    return Space(of_images, of_seed, ("latents",), show)
+    return Space(of_images, of_seed, ("latents",), module.latent_shape, show)
 
 
 def diffusion_space(
-    loaded: Loaded, config: InterpolateConfig, run: MachineConfig, device: torch.device
+    loaded: Loaded, config: InterpolateConfig, run: PrecisionConfig, device: torch.device
 ) -> Space:
     """The noise of a diffusion model; images get there by inversion."""
     model = loaded.module
     assert isinstance(model, Denoiser)
-    prepare(model, device, machine.resolve_precision(run.precision, device), bool(run.compile))
+    prepare(model, device, machine.resolve_precision(run.precision, device), compiled=False)
     falling = times(config.steps)
     to_picture = codec_for(loaded.info, config.codec, device, loaded.checkpoint.path.parent)
 
@@ -131,9 +137,9 @@ def diffusion_space(
         return to_picture(last(ddim(bind(model), model.schedule, x, falling)).x)
 
     def of_seed(seed: int, index: Tensor) -> Tensor:
-        return initial_noise(model.schedule, seed, index, loaded.info.shape)
+        return initial_noise(model.schedule, seed, index, loaded.info.shape, falling)
 
-    return Space(of_images, of_seed, ("noise", "latents"), show)
+    return Space(of_images, of_seed, ("noise", "latents"), loaded.info.shape, show)
 
 
 def end_point(
@@ -144,7 +150,7 @@ def end_point(
     Raises:
         InputError: when it is none of them, or belongs to another model.
     """
-    if text.isdigit():
+    if text.isdecimal():
         return space.of_seed(int(text), torch.tensor([row], device=device))
     file = Path(text)
     if file.suffix == ".safetensors":
@@ -156,9 +162,14 @@ def end_point(
             raise InputError(
                 f"{text} is noise of another model ({latents.model[:12]}); give that one with -m"
             )
+        check_shape(tuple(z.shape[1:]), space.shape, text)
         if latents.kind == "latents" and isinstance(loaded.module, Denoiser):
+            info = loaded.info
+            if info.codec != latents.codec:
+                raise InputError(f"{text} holds latents of another codec than the model's training data")
+            # the model's own normalisation: the file's was measured on whatever it holds
             shift, scale = (
-                torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (latents.shift, latents.scale)
+                torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale)
             )
             return space.of_images((z - shift) / scale)
         if latents.kind == "latents":
@@ -171,6 +182,7 @@ def end_point(
     if not file.exists():
         raise InputError(f"{text} is no seed (a whole number) and no file")
     source = open_data(text, data, loaded)
+    check_shape(source.info.shape, loaded.info.shape, text)
     batch = next(iter(source.batches(iter([torch.tensor([min(row, len(source) - 1)])]), device)))
     return space.of_images(batch.x)
 

@@ -22,7 +22,7 @@ from genkit.models.load import Loaded
 from genkit.models.sampling import prepare
 
 from .common import DataConfig, MachineConfig, check_shape, load, open_data
-from .console import Meter, emit, say
+from .console import Meter, say
 from .options import make
 from .outputs import batched, parse_out, write_tensors
 from .preview import decoder_of
@@ -88,8 +88,9 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
                 )
                 meter.update(meter.done + len(index))
         z = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0, *loaded.info.shape))
+        report = {}
         if config.report is not None and dist.is_main():
-            _report(config, run, loaded, source, z, path, device)
+            report = _report(config.report, config, run, loaded, source, z, path, device)
         extra = {
             "steps": config.steps,
             "spacing": config.spacing,
@@ -97,7 +98,7 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
             "source": config.source,
         }
         noise = Latents(z, "noise", model=loaded.checkpoint.sha256, codec=loaded.info.codec, extra=extra)
-        write_tensors(out, noise, config.json)
+        write_tensors(out, noise, config.json, report)
     finally:
         dist.stop()
 
@@ -117,6 +118,8 @@ def check_source(source: Source, loaded: Loaded, name: str) -> None:
         raise InputError(
             f"{name} was encoded by another codec than the model's training data; encode with that one"
         )
+    # the model's own normalisation: the file's was measured on whatever it holds
+    source.info = info._replace(shift=loaded.info.shift, scale=loaded.info.scale)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -127,6 +130,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _report(
+    report: Path,
     config: InvertConfig,
     run: MachineConfig,
     loaded: Loaded,
@@ -134,9 +138,8 @@ def _report(
     z: Tensor,
     path: Tensor,
     device: torch.device,
-) -> None:
+) -> dict[str, Any]:
     """PSNR of the round trip over all images, and a picture of some: originals above what came back."""
-    assert config.report is not None
     model: Any = loaded.module
     show = decoder_of(loaded.info, device, loaded.checkpoint.path.parent)
     values, pictures = [], []
@@ -150,7 +153,6 @@ def _report(
     pairs = pictures[0][:16]
     rows = torch.cat([pairs[:, 0], pairs[:, 1]])
     about = {"psnr_db": mean, "steps": config.steps, "refine": config.refine, "command": command_line()}
-    save_png(config.report, tile(rows, columns=len(pairs)), about)
-    say(f"round trip of {len(z)}: PSNR {mean:.2f} dB in {config.steps} steps -> {config.report}")
-    if config.json:
-        emit({"psnr_db": mean, "n": len(z), "report": str(config.report)}, True)
+    save_png(report, tile(rows, columns=len(pairs)), about)
+    say(f"round trip of {len(z)}: PSNR {mean:.2f} dB in {config.steps} steps -> {report}")
+    return {"psnr_db": mean, "report": str(report)}

@@ -2,6 +2,7 @@
 runs."""
 
 import importlib
+import signal
 import sys
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from genkit.errors import unknown
 
-from .console import exit_code
+from .console import exit_code, say
 
 ClickException = typer.BadParameter.__mro__[
     2
@@ -128,6 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(code, int) and code:
             raise SystemExit(code)
 
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         return exit_code(work)
     except ClickException as error:  # type: ignore[misc]
@@ -136,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"genkit: {message}", file=sys.stderr)
         return 2
     except typer.Abort:
-        print("genkit: interrupted", file=sys.stderr)
+        say("genkit: interrupted")
         return 130
 
 

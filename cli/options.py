@@ -14,6 +14,8 @@ import typer
 from genkit.config import REQUIRED, flag, from_dict, read_recipe
 from genkit.errors import InputError, unknown
 
+from .console import quiet_stdout
+
 RECIPE_HELP = "Settings from a TOML recipe: a path, or the name of one that ships with genkit."
 
 
@@ -44,9 +46,15 @@ def make(
         explicit = given | (set(settings_of(recipe)) if recipe else set())
         # the two ways to state a length exclude each other, and a default must not stand against a request
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
-            if one in explicit and other not in explicit and {one, other} <= set(settings):
+            level = given if one in given else explicit
+            if one in level and other not in level and {one, other} <= set(settings):
                 settings[other] = None
-        body(*(from_dict(g, {f.name: settings[f.name] for f in dataclasses.fields(g)}) for g in groups))
+        configs = [from_dict(g, {f.name: settings[f.name] for f in dataclasses.fields(g)}) for g in groups]
+        try:
+            body(*configs)
+        except BrokenPipeError:
+            # typer would make this exit code 1
+            quiet_stdout()
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for group in groups:

@@ -1,7 +1,7 @@
 """The forms of -o: a folder of PNGs, one picture, an animation, tensors in a file or on stdout."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from genkit import dist, io
-from genkit.errors import InputError
+from genkit.errors import InputError, RunError
+from genkit.io.checkpoint import command_line
 from genkit.io.images import gif_bytes, picture, save_png, tile
 from genkit.io.latents import Latents, latents_bytes
 
-from .console import emit, emit_bytes, say
+from .console import Meter, emit, emit_bytes, say
 
+MOST = 1024  # pictures in one grid
 GRID = 64  # pictures in a folder's grid.png
 SETTINGS = ".genkit.json"  # what made the pictures of a folder
 
@@ -60,9 +62,7 @@ class Folder:
 
     def __init__(self, path: Path, settings: dict[str, Any], fresh: bool) -> None:
         self.path, self.settings = path, settings
-        if dist.is_main():
-            self._claim(fresh)
-        dist.barrier()
+        dist.on_main(lambda: self._claim(fresh))
 
     def _claim(self, fresh: bool) -> None:
         """Take the folder for these settings.
@@ -74,7 +74,10 @@ class Folder:
         new = json.dumps(self.settings, sort_keys=True)
         pictures = list(self.path.glob("[0-9]*.png"))
         if pictures and not fresh:
-            old = json.loads(mark.read_text("utf-8")) if mark.exists() else {}
+            try:
+                old = json.loads(mark.read_text("utf-8")) if mark.exists() else {}
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise InputError(f"{mark} is damaged; use --fresh or another -o") from None
             changed = [f"{k}: {old.get(k)} -> {v}" for k, v in self.settings.items() if old.get(k) != v]
             if changed:
                 raise InputError(
@@ -121,15 +124,25 @@ def batched(indices: list[int], size: int) -> Iterator[Tensor]:
         yield torch.tensor(indices[start : start + size])
 
 
-def write_tensors(out: Out, latents: Latents, as_json: bool = False) -> None:
-    """Latents as a file or as a stream."""
+def write_tensors(
+    out: Out, latents: Latents, as_json: bool = False, more: dict[str, Any] | None = None
+) -> None:
+    """Latents as a file or as a stream; `more` joins the JSON line of a file.
+
+    Raises:
+        RunError: they are not finite, so no verb could read them.
+    """
     if not dist.is_main():
         return
+    if not latents.z.isfinite().all():
+        raise RunError(
+            "the result holds NaN or infinity, nothing was written; try --precision fp32 or more --steps"
+        )
     if out.form == "stream":
         emit_bytes(latents_bytes(latents))
     else:
         io.save_latents(out.path, latents)
-        emit({"out": str(out.path), "n": len(latents.z)} if as_json else out.path, as_json)
+        emit({"out": str(out.path), "n": len(latents.z), **(more or {})} if as_json else out.path, as_json)
 
 
 def write_picture(out: Out, image: Image.Image, about: dict[str, Any], as_json: bool = False) -> None:
@@ -151,3 +164,49 @@ def report_folder(out: Out, made: int, n: int, as_json: bool = False) -> None:
     if made < n:
         say(f"{n - made} of {n} were there already")
     emit({"out": str(out.path), "n": n, "made": made} if as_json else out.path, as_json)
+
+
+def deliver(
+    label: str,
+    draw: Callable[[Tensor], Tensor],
+    n: int,
+    out: Out,
+    settings: dict[str, Any],
+    wrap: Callable[[Tensor], Latents],
+    *,
+    batch_size: int,
+    fresh: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Make examples 0 … n - 1 in batches, shared out over the processes, and put them where -o says.
+
+    draw: indices (B,) -> (B, C, H, W). settings: what the examples are a function of; a folder keeps
+    those that it has. wrap: all tensors -> the record for a file or stream.
+    """
+    folder = Folder(out.path, settings, fresh) if out.form == "folder" else None
+    todo = folder.missing(n) if folder else list(range(n))
+    mine = [todo[i] for i in dist.share(len(todo))]
+    about = {**settings, "command": command_line()}
+    rows = []
+    with Meter(label, len(mine)) as meter:
+        for index in batched(mine, batch_size):
+            # a short last batch is filled up: one shape, and the same kernels, for every example
+            padded = torch.cat([index, index[-1:].expand(min(batch_size, n) - len(index))])
+            x = draw(padded)[: len(index)]
+            if folder:
+                for i, image in zip(index.tolist(), x):
+                    folder.add(i, image, about)
+            else:
+                rows.append(x.cpu())
+            meter.update(meter.done + len(index))
+    if folder:
+        folder.finish(n)
+        report_folder(out, len(todo), n, as_json)
+        return
+    z = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0))
+    if out.form == "png":
+        if n > MOST:
+            say(f"the first {MOST} of {n} are shown; a folder or .safetensors holds them all")
+        write_picture(out, tile(z[:MOST]), about, as_json)
+    else:
+        write_tensors(out, wrap(z), as_json)

@@ -37,7 +37,7 @@ def picture_maker(
 
 
 def decoder_of(info: Info, device: torch.device, near: Path) -> Callable[[Tensor], Tensor]:
-    """Data of `info` -> images in [-1, 1] as by `codec_for`, or, without the codec, latents shown as they are."""
+    """Data of `info` -> images in [-1, 1] as by `codec_for`; without the codec, latents as they are."""
     try:
         return codec_for(info, None, device, near)
     except InputError:
@@ -48,8 +48,8 @@ def decoder_of(info: Info, device: torch.device, near: Path) -> Callable[[Tensor
 def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -> Callable[[Tensor], Tensor]:
     """A function from a model's data to images in [-1, 1]: the identity for images, else the codec's decoder.
 
-    path: the codec; None finds the one that encoded the data, by the hash of its weights, among the runs beside
-    the run folder `near` and under runs/.
+    path: the codec; None finds the one that encoded the data, by the hash of its weights, among the runs
+    beside the run folder `near` and under runs/.
 
     Raises:
         InputError: when it is not there, or is another codec.
@@ -59,7 +59,7 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
     path = path or find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
     if path is None:
         raise InputError(
-            f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to make pictures of latents; "
+            f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to show latents; "
             "give it with --codec, or write -o x.safetensors and decode that"
         )
     codec = load_model(path, "decode")

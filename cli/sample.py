@@ -1,7 +1,7 @@
 """genkit sample METHOD: new images or latents, image i of a seed the same whatever the batch."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,16 @@ from genkit.diffusion.denoiser import Denoise, Denoiser, bind, clipped
 from genkit.diffusion.samplers import VARIANCES, Step, ddim, ddpm
 from genkit.diffusion.schedules import SPACINGS, times
 from genkit.errors import InputError
-from genkit.io.checkpoint import command_line
 from genkit.io.images import tile
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 from genkit.models.prior import draw_prior
 from genkit.models.sampling import initial_noise, prepare, step_noise
 
-from .common import MachineConfig, load
+from .common import MachineConfig, PrecisionConfig, load
 from .console import Meter, say
 from .options import make
-from .outputs import (
-    Folder,
-    Out,
-    batched,
-    parse_out,
-    report_folder,
-    write_animation,
-    write_picture,
-    write_tensors,
-)
+from .outputs import Out, deliver, parse_out, write_animation
 from .preview import codec_for
 from .streams import read_input
 
@@ -52,7 +42,7 @@ class SampleConfig:
         "default: METHOD.png.",
         short="-o",
     )
-    seed: int = arg(0, "Image i of a seed is always the same picture.", min=0)
+    seed: int = arg(0, "Image i of a seed is always the same picture.", min=0, max=2**63 - 1)
     codec: Path | None = arg(
         None,
         "Codec that turns a latent model's samples into pictures; default: the one that "
@@ -104,7 +94,7 @@ def command(name: str) -> Any:
     """The `genkit sample NAME` command."""
     if name == "prior":
         help = "From the prior of an autoencoder: standard normal codes, decoded."
-        return make(_prior, SampleConfig, MachineConfig, command="sample prior", help=help)
+        return make(_prior, SampleConfig, PrecisionConfig, command="sample prior", help=help)
     config = {"ddim": DdimConfig, "ddpm": DdpmSamplerConfig}[name]
 
     def body(sample: SampleConfig, sampler: DiffusionConfig, run: MachineConfig) -> None:
@@ -119,21 +109,30 @@ HELP = {
 }
 
 
-def _prior(sample: SampleConfig, run: MachineConfig) -> None:
+def _prior(sample: SampleConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
     out = parse_out(sample.out or "prior.png", ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
     loaded = load(sample.model, "sample prior")
-    dist.start(device)
-    try:
-        module = loaded.module.to(device)
+    module: Any = loaded.module.to(device)
+    if not module.bottleneck.has_prior:
+        raise InputError(f"{loaded.checkpoint.path} has no prior; train one with --bottleneck gaussian")
+    precision = machine.resolve_precision(run.precision, device)
 
-        @torch.inference_mode()
-        def draw(index: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def draw(index: Tensor) -> Tensor:
+        with machine.autocast(device, precision):
             return draw_prior(module, sample.seed, index.to(device))
 
-        settings = {"method": "prior", "seed": sample.seed, "model": loaded.checkpoint.sha256}
-        _deliver("prior", draw, loaded, out, sample, run, settings)
+    settings = {
+        "method": "prior",
+        "seed": sample.seed,
+        "precision": precision,
+        "model": loaded.checkpoint.sha256,
+    }
+    dist.start(device)
+    try:
+        _deliver(draw, loaded, out, sample, run, settings)
     finally:
         dist.stop()
 
@@ -142,49 +141,44 @@ def _diffusion(name: str, sample: SampleConfig, sampler: DiffusionConfig, run: M
     machine.tune_allocator()
     out = parse_out(sample.out or f"{name}.png")
     device = machine.pick_device(run.device)
-    loaded = load(sample.model, f"sample {name}")
-    start = _start(sampler, loaded)
-    if start is not None:
-        sample = _with_count(sample, len(start))
+    noise = load_latents(read_input(sampler.noise), ("noise",)) if sampler.noise is not None else None
+    loaded = load(sample.model, f"sample {name}", noise.model if noise else "")
+    if noise is not None:
+        sample = replace(sample, count=_check_noise(noise, sample, sampler, loaded))
+    settings = {
+        "method": name,
+        "seed": sample.seed,
+        **to_dict(sampler),
+        "noise": noise.sha256 if noise else None,
+        "precision": machine.resolve_precision(run.precision, device),
+        "model": loaded.checkpoint.sha256,
+    }
     dist.start(device)
     try:
-        steps_of = stepper(name, loaded, sampler, sample.seed, run, device, start, sample.count)
+        steps_of = stepper(loaded, sampler, sample, run, device, noise.z if noise else None)
         if out.form == "gif":
-            _animate(steps_of, loaded, out, sample, device)
-            return
-
-        def draw(index: Tensor) -> Tensor:
-            return last(steps_of(index)).x
-
-        settings = {
-            "method": name,
-            "seed": sample.seed,
-            **to_dict(sampler),
-            "model": loaded.checkpoint.sha256,
-        }
-        _deliver(name, draw, loaded, out, sample, run, settings)
+            _animate(steps_of, loaded, out, sample, sampler, device)
+        else:
+            _deliver(lambda index: last(steps_of(index)).x, loaded, out, sample, run, settings)
     finally:
         dist.stop()
 
 
-def _start(sampler: DiffusionConfig, loaded: Loaded) -> Tensor | None:
-    """The noise that --noise names, checked against the model."""
-    if sampler.noise is None:
-        return None
-    noise = load_latents(read_input(sampler.noise), ("noise",))
+def _check_noise(noise: Latents, sample: SampleConfig, sampler: DiffusionConfig, loaded: Loaded) -> int:
+    """How many images the noise file gives; -n may ask for fewer.
+
+    Raises:
+        InputError: it is of another model.
+    """
     if noise.model != loaded.checkpoint.sha256:
         raise InputError(
             f"{sampler.noise} was inverted by another model ({noise.model[:12]}); give that one with -m"
         )
-    if (noise.extra or {}).get("spacing", sampler.spacing) != sampler.spacing:
-        say(f"note: the noise was inverted with --spacing {(noise.extra or {})['spacing']}")
-    return noise.z
-
-
-def _with_count(sample: SampleConfig, n: int) -> SampleConfig:
-    from dataclasses import replace
-
-    return replace(sample, count=n)
+    made = noise.extra or {}
+    for name, value in (("steps", sampler.steps), ("spacing", sampler.spacing)):
+        if made.get(name, value) != value:
+            say(f"note: the noise was inverted with --{name} {made[name]}, and is sampled with {value}")
+    return min(sample.count, len(noise.z))
 
 
 def last(steps: Iterator[Step]) -> Step:
@@ -194,21 +188,22 @@ def last(steps: Iterator[Step]) -> Step:
 
 
 def stepper(
-    name: str,
     loaded: Loaded,
     sampler: DiffusionConfig,
-    seed: int,
+    sample: SampleConfig,
     run: MachineConfig,
     device: torch.device,
     start: Tensor | None,
-    count: int,
 ) -> Callable[[Tensor], Iterator[Step]]:
-    """indices -> the sampler's steps for them, on a model made ready for `device`."""
+    """indices -> the sampler's steps for them, on a model made ready for `device`.
+
+    start: (N, *S) noise to begin from instead of the seed's.
+    """
     model = loaded.module
     assert isinstance(model, Denoiser)
-    schedule, shape = model.schedule, loaded.info.shape
+    schedule, shape, seed = model.schedule, loaded.info.shape, sample.seed
     precision = machine.resolve_precision(run.precision, device)
-    many = device.type == "cuda" and count * sampler.steps > 4 * run.batch_size
+    many = device.type == "cuda" and sample.count * sampler.steps > 4 * run.batch_size
     prepare(model, device, precision, run.compile if run.compile is not None else many)
     clip = sampler.clip if sampler.clip is not None else loaded.info.kind == "images" and start is None
     denoise: Denoise = clipped(bind(model), schedule) if clip else bind(model)
@@ -216,7 +211,11 @@ def stepper(
 
     def steps_of(index: Tensor) -> Iterator[Step]:
         index = index.to(device)
-        x = initial_noise(schedule, seed, index, shape) if start is None else start[index.cpu()].to(device)
+        x = (
+            initial_noise(schedule, seed, index, shape, path)
+            if start is None
+            else start[index.cpu()].to(device)
+        )
         noise = step_noise(seed, index, shape)
         with torch.inference_mode():
             if isinstance(sampler, DdimConfig):
@@ -228,50 +227,24 @@ def stepper(
 
 
 def _deliver(
-    label: str,
-    draw: Draw,
-    loaded: Loaded,
-    out: Out,
-    sample: SampleConfig,
-    run: MachineConfig,
-    settings: dict[str, Any],
+    draw: Draw, loaded: Loaded, out: Out, sample: SampleConfig, run: PrecisionConfig, settings: dict[str, Any]
 ) -> None:
-    """Draw what is still missing and put it where -o says."""
-    n = sample.count
+    """Draw what is still missing and put it where -o says; pictures of latents go through their codec."""
     device = machine.pick_device(run.device)
-    pictures = out.form in ("folder", "png")
-    show = (
-        codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
-        if pictures
-        else (lambda x: x)
+    near = loaded.checkpoint.path.parent
+    shown = out.form in ("folder", "png")
+    show = codec_for(loaded.info, sample.codec, device, near) if shown else (lambda x: x)
+    deliver(
+        f"sample {settings['method']}",
+        lambda index: show(draw(index)),
+        sample.count,
+        out,
+        settings,
+        lambda z: as_latents(z, loaded, settings),
+        batch_size=run.batch_size,
+        fresh=sample.fresh,
+        as_json=sample.json,
     )
-    folder = Folder(out.path, settings, sample.fresh) if out.form == "folder" else None
-    todo = folder.missing(n) if folder else list(range(n))
-    mine = [todo[i] for i in dist.share(len(todo))]
-    about = {**settings, "command": command_line()}
-    rows = []
-    with Meter(f"sample {label}", len(mine)) as meter:
-        done = 0
-        for index in batched(mine, run.batch_size):
-            # a short last batch is filled up: one shape, and the same kernels, for every picture
-            padded = torch.cat([index, index[-1:].expand(min(run.batch_size, n) - len(index))])
-            x = show(draw(padded))[: len(index)]
-            if folder:
-                for i, image in zip(index.tolist(), x):
-                    folder.add(i, image, about)
-            else:
-                rows.append(x.cpu())
-            done += len(index)
-            meter.update(done)
-    if folder:
-        folder.finish(n)
-        report_folder(out, len(todo), n, sample.json)
-        return
-    z = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0, *loaded.info.shape))
-    if out.form == "png":
-        write_picture(out, tile(z[:1024]), about, sample.json)
-    else:
-        write_tensors(out, as_latents(z, loaded, settings), sample.json)
 
 
 def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any]) -> Latents:
@@ -296,13 +269,16 @@ def _animate(
     loaded: Loaded,
     out: Out,
     sample: SampleConfig,
+    sampler: DiffusionConfig,
     device: torch.device,
 ) -> None:
     """The grid of x_t on its way from noise to images."""
     show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
     frames = []
     n = min(sample.count, 64)
-    with Meter("sample", 0) as meter:
+    if n < sample.count:
+        say(f"the animation shows the first {n} of {sample.count}")
+    with Meter("sample", sampler.steps) as meter:
         for k, step in enumerate(steps_of(torch.arange(n))):
             frames.append(tile(show(step.x.clamp(-3, 3)).cpu(), least=256))
             meter.update(k + 1)

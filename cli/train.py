@@ -79,48 +79,73 @@ def _train(
     out = train.out or default_out(name, train.data)
     if out.exists() and not out.is_dir():
         raise InputError(f"-o {out} is a file; a run needs a folder")
+    dist.start(device)
+    try:
+        _run(name, entry, train, config, data, optim, run, out, device)
+    finally:
+        dist.stop()
+
+
+def _open(train: TrainConfig, data: DataConfig) -> tuple[Source, Source | None]:
+    """The training data and the held-out data; the main process reads first, so that only it downloads."""
+    if not dist.is_main():
+        dist.barrier()
     source = open_data(train.data, data)
+    held_out = _test_source(train, data, source.info)
+    if dist.is_main():
+        dist.barrier()
+    return source, held_out
+
+
+def _run(
+    name: str,
+    entry: Entry,
+    train: TrainConfig,
+    config: Any,
+    data: DataConfig,
+    optim: OptimConfig,
+    run: RunConfig,
+    out: Path,
+    device: torch.device,
+) -> None:
+    source, held_out = _open(train, data)
     info: Info = source.info
     if info.kind == "latents" and not entry.latents:
         raise InputError(f"{name} trains on images, and {train.data} holds latents; give it the images")
     module, objective = build(entry, config, info, optim.seed)
     steps = total_steps(optim, len(source))
     settings = {**to_dict(config), **to_dict(optim), "model": name, "fingerprint": info.fingerprint}
-    dist.start(device)
-    try:
-        if dist.is_main() and train.fresh:
-            erase(out)
-        dist.barrier()
-        check_settings(out, settings)
-        config_json = {
-            "model": to_dict(config),
-            "optim": to_dict(optim),
-            "data": to_dict(data),
-            "source": train.data,
-        }
+    settings.pop("accumulate")  # changes the memory, not the result
+    dist.on_main(lambda: erase(out) if train.fresh else check_settings(out, settings))
+    about = {"model": to_dict(config), "optim": to_dict(optim), "data": to_dict(data), "source": train.data}
 
-        def save(model: torch.nn.Module, step: int) -> None:
-            about = {"model": name, "config": config_json, "data": info._asdict(), "step": step}
-            io.save_checkpoint(out / MODEL, model.state_dict(), **about)
+    def save(model: torch.nn.Module, step: int) -> None:
+        io.save_checkpoint(
+            out / MODEL, model.state_dict(), model=name, config=about, data=info._asdict(), step=step
+        )
 
+    done = _steps_done(out)
+    if done >= steps:
+        say(f"{out} is done ({done} steps)")
+    else:
         _describe(name, info, module, steps, out, optim, device)
-        interrupt = Interrupt()
-        with Meter(f"train {name}", steps, run.log_every, _steps_done(out)) as meter, interrupt.watched():
-            log = Log(out, meter, run.tensorboard)
-            preview = picture_maker(entry, config, source, out / "samples", device)
-            hooks = Hooks(log, preview, interrupt)
-            result = fit(
-                objective, source, optim=optim, run=run, out=out, save=save, settings=settings, hooks=hooks
-            )
-        if not result.finished:
-            say(f"stopped at step {result.step}/{steps}, saved in {out}; the same command goes on")
-            raise KeyboardInterrupt
-        scores = _test(entry, result.model, config, info, _test_source(train, data, info), device)
-        if scores and dist.is_main():
+    interrupt = Interrupt()
+    with Meter(f"train {name}", steps, run.log_every, done) as meter, interrupt.watched():
+        log = Log(out, meter, run.tensorboard)
+        preview = picture_maker(entry, config, source, out / "samples", device)
+        hooks = Hooks(log, preview, interrupt)
+        result = fit(
+            objective, source, optim=optim, run=run, out=out, save=save, settings=settings, hooks=hooks
+        )
+    if not result.finished:
+        say(f"stopped at step {result.step}/{steps}, saved in {out}; the same command goes on")
+        raise KeyboardInterrupt
+    scores = _test(entry, result.model, config, info, held_out, device)
+    if scores:
+        if done < steps:
             log.write({"step": result.step, **{f"test_{k}": v for k, v in scores.items()}})
-            say("test: " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-    finally:
-        dist.stop()
+        say("test: " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+    log.close()
     answer = {"run": str(out), "step": result.step, "test": scores}
     emit(answer if train.json else out / MODEL, train.json)
 
@@ -176,6 +201,11 @@ class Log:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
+    def close(self) -> None:
+        """Let TensorBoard write what it still holds."""
+        if self.board is not None:
+            self.board.close()
+
 
 def _tensorboard(out: Path) -> Any:
     try:
@@ -193,6 +223,8 @@ def _test_source(train: TrainConfig, data: DataConfig, info: Info) -> Source | N
     if train.test is None and train.data not in NAMES:
         return None
     source = open_data(train.test or f"{train.data}:test", data)
+    if source.info.classes != info.classes:
+        raise InputError(f"--test has the classes {source.info.classes}, but --data {info.classes}")
     if source.info.shape != info.shape:
         raise InputError(f"--test holds {source.info.shape}, but --data {info.shape}; give both one --size")
     return source

@@ -141,6 +141,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist") from None
+    except OSError as error:
+        raise InputError(f"cannot read recipe {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} is not valid TOML: {error}") from None
     tables = [k for k, v in values.items() if isinstance(v, dict)]

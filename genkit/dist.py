@@ -1,10 +1,16 @@
 """Data parallelism under torchrun: rank, world size, reductions, and the split of an index range."""
 
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import InputError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -25,7 +31,10 @@ def is_main() -> bool:
 def start(device: torch.device) -> None:
     """Join the process group that torchrun describes; nothing to do for a single process."""
     if world() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # results are gathered on the CPU, gradients where they are
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
@@ -40,13 +49,20 @@ def barrier() -> None:
         dist.barrier()
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean of `values` over all processes."""
+def on_main(work: Callable[[], T]) -> T:
+    """What `work` returns in the main process, in every process; an InputError there is raised everywhere."""
     if not dist.is_initialized():
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / world()
+        return work()
+    answer: list[Any] = [None, None]
+    if is_main():
+        try:
+            answer[0] = work()
+        except InputError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise InputError(answer[1])
+    return answer[0]
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
@@ -65,19 +81,21 @@ def share(n: int) -> range:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows (n, …) of every process, in order of rank, on every process; n may differ between
-    processes."""
+    """The rows (n, …) of every process, in order of rank, on every process.
+
+    n may differ between processes; one without rows takes their shape from the others.
+    """
     if not dist.is_initialized():
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(world())]
-    dist.all_gather(counts, count)
-    longest = int(max(c.item() for c in counts))
-    padded = rows.new_zeros((longest, *rows.shape[1:]))
-    padded[: len(rows)] = rows
+    shapes: list[Any] = [None] * world()
+    dist.all_gather_object(shapes, tuple(rows.shape))
+    shape = next((s for s in shapes if s[0]), shapes[0])[1:]
+    padded = rows.new_zeros((max(s[0] for s in shapes), *shape))
+    if len(rows):
+        padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(world())]
     dist.all_gather(parts, padded.contiguous())
-    return torch.cat([part[: int(c.item())] for part, c in zip(parts, counts)])
+    return torch.cat([part[: s[0]] for part, s in zip(parts, shapes)])
 
 
 def gather_lists(items: list[str] | None) -> list[str] | None:

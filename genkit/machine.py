@@ -31,15 +31,15 @@ def tune_allocator() -> bool:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; auto is this process's CUDA device, else Apple's, else the CPU.
+    """The device called `name`; auto is CUDA where there is some, else the CPU; cuda is this process's own.
 
     Raises:
         InputError: when it is not there.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -9,20 +9,21 @@ $(O)/samples.png: $(O)/ddim/grid.png $(O)/interpolation.png $(O)/prior.png $(O)/
 	cp $(O)/ddim/grid.png $@
 	@echo "look at $@, $(O)/interpolation.png and $(O)/prior.png; the score is in $(O)/fid.json" >&2
 
-$(R)/clf/model.safetensors:
-	genkit train classifier --data digits --size $(SIZE) --steps 300 -o $(R)/clf
-$(R)/vae/model.safetensors:
-	genkit train vae --data digits --size $(SIZE) --latent 16 --steps 1500 -o $(R)/vae
-$(R)/ddpm/model.safetensors:
-	genkit train ddpm --recipe digits-ddpm --size $(SIZE) -o $(R)/ddpm
-$(O)/prior.png: $(R)/vae/model.safetensors
+$(R)/clf/done:
+	genkit train classifier --data digits --size $(SIZE) --steps 300 -o $(R)/clf && touch $@
+$(R)/vae/done:
+	genkit train vae --data digits --size $(SIZE) --latent 16 --steps 1500 -o $(R)/vae && touch $@
+$(R)/ddpm/done:
+	genkit train ddpm --recipe digits-ddpm --size $(SIZE) -o $(R)/ddpm && touch $@
+$(O)/prior.png: $(R)/vae/done
 	genkit sample prior -m $(R)/vae -n 64 -o $@
-$(O)/ddim/grid.png: $(R)/ddpm/model.safetensors
+$(O)/ddim/grid.png: $(R)/ddpm/done
 	genkit sample ddim -m $(R)/ddpm -n 512 --steps 50 -o $(O)/ddim/
-$(O)/interpolation.png: $(R)/ddpm/model.safetensors
+$(O)/interpolation.png: $(R)/ddpm/done
 	genkit interpolate 1 2 -m $(R)/ddpm -n 10 --rows 4 -o $@
-$(O)/fid.json: $(O)/ddim/grid.png $(R)/clf/model.safetensors
+$(O)/fid.json: $(O)/ddim/grid.png $(R)/clf/done
 	genkit eval-fid $(O)/ddim/ digits --size $(SIZE) --features $(R)/clf --json > $@
 	@cat $@ >&2
 
+# a run folder holds a checkpoint long before training ends: `done` is made when it has
 .DELETE_ON_ERROR:

@@ -10,21 +10,22 @@ N ?= 10000
 SEED ?= 7
 R := $(DIR)/runs
 
-$(DIR)/fid.json: $(DIR)/img/grid.png $(R)/clf/model.safetensors
+$(DIR)/fid.json: $(DIR)/img/grid.png $(R)/clf/done
 	genkit eval-fid $(DIR)/img/ $(TEST) --features $(R)/clf --json > $@
 	@cat $@ >&2
 
-$(R)/clf/model.safetensors:
-	genkit train classifier --data $(DATA) -o $(R)/clf
-$(R)/vae/model.safetensors:
-	genkit train vae --recipe $(VAE) --data $(DATA) -o $(R)/vae
-$(DIR)/z.safetensors: $(R)/vae/model.safetensors
+$(R)/clf/done:
+	genkit train classifier --data $(DATA) -o $(R)/clf && touch $@
+$(R)/vae/done:
+	genkit train vae --recipe $(VAE) --data $(DATA) -o $(R)/vae && touch $@
+$(DIR)/z.safetensors: $(R)/vae/done
 	genkit encode $(DATA) -m $(R)/vae -o $@
-$(R)/ldm/model.safetensors: $(DIR)/z.safetensors
-	genkit train ddpm --recipe $(LDM) --data $(DIR)/z.safetensors -o $(R)/ldm
-$(DIR)/samples.safetensors: $(R)/ldm/model.safetensors
+$(R)/ldm/done: $(DIR)/z.safetensors
+	genkit train ddpm --recipe $(LDM) --data $(DIR)/z.safetensors -o $(R)/ldm && touch $@
+$(DIR)/samples.safetensors: $(R)/ldm/done
 	genkit sample ddim -m $(R)/ldm -n $(N) --steps 50 --eta 0 --seed $(SEED) --batch-size 250 -o $@
-$(DIR)/img/grid.png: $(DIR)/samples.safetensors $(R)/vae/model.safetensors
+$(DIR)/img/grid.png: $(DIR)/samples.safetensors $(R)/vae/done
 	genkit decode $(DIR)/samples.safetensors -m $(R)/vae --batch-size 250 -o $(DIR)/img/
 
+# a run folder holds a checkpoint long before training ends: `done` is made when it has
 .DELETE_ON_ERROR:

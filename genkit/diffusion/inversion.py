@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from .denoiser import Denoise
+from .denoiser import Denoise, Prediction
 from .samplers import Step, ddim
 from .schedules import Schedule
 
@@ -20,11 +21,17 @@ def invert(
     "accelerated iterative diffusion inversion"): x_s = (alpha_s / alpha_t) x_t + (sigma_s - alpha_s
     sigma_t / alpha_t) eps(x_s, s). `denoise` must not clip.
     """
+    # x0 says nothing of eps at sigma = 0: the network is asked at the first noise it was trained on instead
+    first = times.new_tensor(1e-3)
+
+    def asked(x: Tensor, t: Tensor) -> Prediction:
+        return denoise(x, torch.maximum(t, first))
+
     rising = times.flip(0)
     for t, s in zip(rising[:-1], rising[1:]):
-        step = next(ddim(denoise, schedule, x, rising.new_tensor([t, s])))
+        step = next(ddim(asked, schedule, x, rising.new_tensor([t, s])))
         for _ in range(refine):
-            eps = denoise(step.x, s).eps
+            eps = asked(step.x, s).eps
             ratio = (schedule.alpha(s) / schedule.alpha(t)).item()
             gain = (schedule.sigma(s) - ratio * schedule.sigma(t)).item()
             step = step._replace(x=ratio * x + gain * eps)

@@ -68,7 +68,7 @@ def ddim(
             if s > t:
                 raise InputError("rising times (inversion) need eta = 0")
             spread = eta * posterior(schedule, t, s)[2] ** 0.5
-        x = alpha * x0 + (sigma**2 - spread**2) ** 0.5 * eps
+        x = alpha * x0 + max(0.0, sigma**2 - spread**2) ** 0.5 * eps
         if spread > 0 and noise is not None:
             x = x + spread * noise(k)
         yield Step(s.item(), x, x0)

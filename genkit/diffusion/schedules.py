@@ -28,9 +28,12 @@ def _table(log_alpha_bar: Tensor) -> Schedule:
     """The schedule of a discrete chain: t = (i + 1) / T is its step i; log alpha_bar is linear in between."""
     steps = len(log_alpha_bar)
     knots = torch.cat([torch.zeros(1, dtype=torch.float64), log_alpha_bar.double()])
+    tables = {torch.device("cpu"): knots}  # one copy a device: a copy at every call would sync the GPU
 
     def log_bar(t: Tensor) -> Tensor:
-        table = knots.to(t.device)
+        if t.device not in tables:
+            tables[t.device] = knots.to(t.device)
+        table = tables[t.device]
         place = t.double().clamp(0, 1) * steps
         low = place.floor().long().clamp(max=steps - 1)
         return torch.lerp(table[low], table[low + 1], place - low)

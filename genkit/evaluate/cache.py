@@ -16,7 +16,7 @@ from .extractors import Extractor
 from .features import Progress, count, extract
 from .statistics import Statistics, load_statistics, measure, save_statistics
 
-_FEATURE_BYTES = 200_000_000  # features up to this size are kept in the file
+_FEATURE_BYTES = 500_000_000  # features up to this size are kept in the file: 50,000 of Inception
 
 
 class Found(NamedTuple):

@@ -3,6 +3,7 @@ command."""
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ def versions() -> dict[str, str]:
 
 def command_line() -> str:
     """The command that this process was started with, for the record."""
-    return " ".join(["genkit", *sys.argv[1:]])
+    return shlex.join(["genkit", *sys.argv[1:]])
 
 
 def save_checkpoint(

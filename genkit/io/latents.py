@@ -33,6 +33,7 @@ class Latents(NamedTuple):
     model: str = ""  # sha256 of the diffusion model, where one was involved
     classes: tuple[str, ...] = ()
     extra: dict[str, Any] | None = None  # JSON: seeds, times, the source's name
+    sha256: str = ""  # of the tensors, when read from a file
 
 
 def _pack(latents: Latents) -> tuple[dict[str, Tensor], str, dict[str, str]]:
@@ -97,6 +98,7 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
         model=metadata.get("model", ""),
         classes=tuple(json_field(name, metadata, "classes")),
         extra=json_field(name, metadata, "extra"),
+        sha256=metadata["sha256"],
     )
 
 
@@ -106,14 +108,24 @@ def _load_shards(folder: Path, kinds: tuple[str, ...]) -> Latents:
         raise InputError(f"{folder} holds no shards (00000.safetensors, …)")
     parts = [load_latents(path, kinds) for path in paths]
     first = parts[0]
+    wanted = (first.extra or {}).get("shards", len(paths))
+    if [int(path.stem) for path in paths] != list(range(wanted)):
+        raise InputError(
+            f"{folder} holds {len(paths)} of {wanted} shards; run the same `genkit encode` again"
+        )
     for path, part in zip(paths, parts):
-        if (part.z.shape[1:], part.codec, part.scale) != (first.z.shape[1:], first.codec, first.scale):
+        same = [
+            (p.z.shape[1:], p.codec, p.shift, p.scale, p.labels is None, p.captions is None)
+            for p in (part, first)
+        ]
+        if same[0] != same[1]:
             raise InputError(
                 f"{path} was written by another codec or run than {paths[0]}; encode the folder afresh"
             )
     labels = [p.labels for p in parts if p.labels is not None]
     captions = [p.captions for p in parts if p.captions is not None]
     return first._replace(
+        sha256="+".join(p.sha256[:12] for p in parts),
         z=torch.cat([p.z for p in parts]),
         labels=torch.cat(labels) if len(labels) == len(parts) else None,
         captions=[text for part in captions for text in part] if len(captions) == len(parts) else None,

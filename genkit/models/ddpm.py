@@ -72,7 +72,7 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
     """The denoiser for data like that of `info`.
 
     Raises:
-        InputError: the network does not fit the data's size.
+        InputError: the network does not fit the data's size, or the target does not fit the schedule.
     """
     channels, height, width = info.shape
     patch = config.patch or (2 if info.kind == "images" and min(height, width) >= 24 else 1)
@@ -97,16 +97,16 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
         raise InputError(
             f"the network does not fit {height}x{width} {info.kind} of {info.name}: {error}"
         ) from None
+    if config.target == "eps" and config.schedule == "flow":
+        raise InputError(
+            "--target eps says nothing of x0 at t = 1 of --schedule flow; use --target flow, v or edm"
+        )
     data_std = config.data_std or (1.0 if info.kind == "latents" else 0.5)
     return Denoiser(network, SCHEDULES[config.schedule](), config.target, data_std)
 
 
 def objective(module: nn.Module, config: DdpmConfig, info: Info) -> Diffusion:
-    """The denoising loss of `module`.
-
-    Raises:
-        InputError: lognormal times on a schedule that reaches neither end.
-    """
+    """The denoising loss of `module`."""
     assert isinstance(module, Denoiser)
     return Diffusion(module, Times(module.schedule, config.time_sampling, config.time_mean, config.time_std))
 
@@ -116,7 +116,7 @@ def preview(module: nn.Module, config: DdpmConfig, info: Info, batch: Batch) -> 
     """(36, C, H, W) samples of DDIM with 25 steps, of the same noise every time."""
     assert isinstance(module, Denoiser)
     index = torch.arange(36, device=batch.x.device)
-    x = initial_noise(module.schedule, 0, index, info.shape)
+    x = initial_noise(module.schedule, 0, index, info.shape, times(25))
     for step in ddim(bind(module), module.schedule, x, times(25)):
         x = step.x
     return x

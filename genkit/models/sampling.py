@@ -10,9 +10,13 @@ from ..diffusion.samplers import StepNoise
 from ..diffusion.schedules import Schedule
 
 
-def initial_noise(schedule: Schedule, seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(B, *shape) x at t = 1 of images `index` (B,) of `seed`."""
-    return schedule.prior_scale * rng.normal(seed, rng.INITIAL, index, shape)
+def initial_noise(
+    schedule: Schedule, seed: int, index: Tensor, shape: tuple[int, ...], times: Tensor
+) -> Tensor:
+    """(B, *shape) x at times[0] of images `index` (B,) of `seed`."""
+    # variance-preserving models start from unit noise even where the first time is below 1, as the papers do
+    scale = 1.0 if schedule.prior_scale == 1 else schedule.sigma(times[0]).item()
+    return scale * rng.normal(seed, rng.INITIAL, index, shape)
 
 
 def step_noise(seed: int, index: Tensor, shape: tuple[int, ...]) -> StepNoise:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genkit.nn.blocks import Attention, Downsample, ResBlock, Upsample, group_norm, sinusoid, zero
+from .blocks import Attention, Downsample, ResBlock, Upsample, group_norm, sinusoid, zero
 
 
 class Down(nn.Module):

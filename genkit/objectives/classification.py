@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import noise as rng
 from ..data.source import Batch
 from ..train.objective import Loss, Noise, Objective
-
-SHIFT = 64  # the noise stream of the random shifts; those of genkit.noise are below
 
 
 def shift(x: Tensor, u: Tensor, most: int) -> Tensor:
@@ -41,7 +40,7 @@ class Classification(Objective):
         Raises:
             ValueError: the batch has no labels.
         """
-        x = shift(batch.x, noise.uniform(SHIFT, (2,)), self.most) if self.most else batch.x
+        x = shift(batch.x, noise.uniform(rng.SHIFT, (2,)), self.most) if self.most else batch.x
         return self._loss(x, batch.label, self.smoothing)
 
     @torch.no_grad()

@@ -38,7 +38,11 @@ class OptimConfig:
     )
     flip: bool = arg(False, "Mirror half of the images.", panel=_OPTIM)
     seed: int = arg(
-        0, "Decides the initial weights, the order of examples and all noise.", min=0, panel=_OPTIM
+        0,
+        "Decides the initial weights, the order of examples and all noise.",
+        min=0,
+        max=2**63 - 1,
+        panel=_OPTIM,
     )
     precision: str = arg(
         "auto",

@@ -23,7 +23,7 @@ from .state import MODEL, Optimizers, cut_log, load_state, save_state
 
 
 class Report(NamedTuple):
-    """What the loop tells its caller: after every step cheaply (logs empty), and with logs at intervals."""
+    """What the loop tells its caller at intervals. logs: means since the last report, of this process."""
 
     step: int
     steps: int
@@ -137,7 +137,10 @@ class _Trainer:
             ids = [device] if device.type == "cuda" else None
             # buckets of gradients are reduced while backward still computes the others
             module = DistributedDataParallel(
-                objective, device_ids=ids, find_unused_parameters=len(self.phases) > 1
+                objective,
+                device_ids=ids,
+                find_unused_parameters=len(self.phases) > 1,
+                broadcast_buffers=False,
             )
         self.module = module
         self.call: Callable[..., Any] = torch.compile(module) if compiled else module
@@ -211,6 +214,10 @@ def fit(
     trainer = _Trainer(objective, optim, compiled, device)
     steps = total_steps(optim, len(source))
     start = load_state(out, objective, trainer.average, trainer.optimizers)
+    if dist.any_of(start != dist.on_main(lambda: start), device):
+        raise InputError(
+            f"{out} differs between machines; a run under torchrun needs a folder that all share"
+        )
     if dist.is_main():
         cut_log(out, start)
         if start >= steps and _saved_step(out) != start:
