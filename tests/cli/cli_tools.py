@@ -7,6 +7,7 @@ from pathlib import Path
 
 from genkit_cli.main import main
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

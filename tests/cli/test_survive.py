@@ -148,7 +148,7 @@ def test_two_processes_sample_encode_and_score_like_one(tmp_path, trained):
 
 
 def test_no_room_for_the_checkpoint(tmp_path):
-    """Oracle: exit 1 with one line, and the checkpoint from before byte for byte. A size limit fills the disk."""
+    """Oracle: exit 1 with one line, the checkpoint from before byte for byte. A size limit fills the disk."""
     command = ("train", "ddpm", *TINY_DDPM, *FP32, "--decay", "none", "-o", "runs/d")
     assert start(*command, "--steps", "5", cwd=tmp_path).wait() == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "runs/d").glob("*.safetensors")}

@@ -1,0 +1,126 @@
+"""ddpm: the network of the paper through the recipe, training times, and a loss that exactness makes zero."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from genkit.config import from_dict, read_recipe, validate
+from genkit.data.source import Batch, Info, info_from_json
+from genkit.diffusion.denoiser import Denoiser
+from genkit.diffusion.schedules import SCHEDULES
+from genkit.errors import InputError
+from genkit.models.ddpm import DdpmConfig, build
+from genkit.objectives.diffusion import Diffusion, Times
+from genkit.registry import FAMILIES, find
+from genkit.train.objective import Noise
+
+MNIST = Info("mnist", "images", (1, 28, 28), 60000, tuple("0123456789"))
+
+
+def test_cifar_recipe_is_the_network_of_the_paper():
+    """Oracle: 35,746,307 parameters of Ho et al. 2020's released CIFAR-10 model."""
+    from cli_tools import RECIPES
+
+    recipe = read_recipe(RECIPES / "cifar-ddpm.toml")
+    fields = {k: v for k, v in recipe.items() if k in DdpmConfig.__dataclass_fields__}
+    model = build(from_dict(DdpmConfig, fields), Info("cifar10", "images", (3, 32, 32), 50000))
+    assert sum(p.numel() for p in model.parameters()) == 35_746_307
+    assert (model.target, model.network.patch) == ("eps", 1)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lognormal_times(schedule):
+    """Oracle: mean and deviation of ln(sigma / alpha) as asked for; 5 standard errors at n = 20,000."""
+    s = SCHEDULES[schedule]()
+    u = (torch.arange(20_000) + 0.5) / 20_000
+    t = Times(s, "lognormal", -0.5, 1.1)(u).double()
+    level = (s.sigma(t) / s.alpha(t)).log()
+    assert level.mean().item() == pytest.approx(-0.5, abs=0.05)
+    assert level.std().item() == pytest.approx(1.1, abs=0.05)
+
+
+def test_uniform_times_never_touch_the_data():
+    """Oracle: u in [0, 1) gives t in (0, 1]."""
+    t = Times(SCHEDULES["cosine"](), "uniform", 0, 1)(torch.tensor([0.0, 0.999]))
+    assert t[0] == 1
+    assert t[1] > 0
+
+
+class KnowsZero(nn.Module):
+    """The exact eps network for data that is all zeros: x = sigma eps."""
+
+    def __init__(self, schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(self, x, level, cond=None):
+        sigma = self.schedule.sigma((level + 1) / 1000)
+        return x / sigma[:, None, None, None]
+
+
+def test_exact_network_has_no_loss():
+    """Oracle: 0 up to fp32 rounding; a network that answers 0 has the variance of eps, 1."""
+    schedule = SCHEDULES["linear"]()
+    batch = Batch(torch.zeros(64, 1, 8, 8))
+    noise = Noise(0, torch.arange(64))
+    times = Times(schedule, "uniform", 0, 1)
+    exact = Diffusion(Denoiser(KnowsZero(schedule), schedule, "eps"), times)
+    assert exact.loss("main", batch, noise).total < 1e-5
+    silent = Diffusion(Denoiser(Silent(), schedule, "eps"), times)
+    assert silent.loss("main", batch, noise).total.item() == pytest.approx(1, abs=0.1)
+
+
+class Silent(nn.Module):
+    """Always 0."""
+
+    def forward(self, x, level, cond=None):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow", "edm"])
+def test_every_target_trains(target):
+    """Oracle: finite gradients reach every parameter."""
+    config = DdpmConfig(width=8, multipliers=(1, 1), blocks=1, target=target, schedule="linear")
+    info = MNIST
+    model = build(config, info)
+    loss = (
+        find("ddpm")
+        .objective(model, config, info)
+        .loss("main", Batch(torch.zeros(2, 1, 28, 28)), Noise(0, torch.arange(2)))
+    )
+    loss.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"multipliers": (1, 1, 1, 1), "patch": 1}, "28x28"),
+        ({"target": "eps", "schedule": "flow"}, "--target eps"),
+        ({"attention": (5,)}, "attention"),
+    ],
+)
+def test_impossible_networks(changes, message):
+    """Oracle: the size or option is named."""
+    with pytest.raises(InputError, match=message):
+        build(DdpmConfig(width=8, **changes), MNIST)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_rebuilds_from_json(name):
+    """Oracle: the same parameters from a config and an Info that went through JSON."""
+    entry = find(name)
+    config = entry.config()
+    validate(config)
+    info = info_from_json(json.loads(json.dumps(MNIST._asdict())))
+    assert info == MNIST
+    a, b = (
+        entry.build(config, MNIST),
+        entry.build(from_dict(entry.config, json.loads(json.dumps(vars(config)))), info),
+    )
+    assert [p.shape for p in a.parameters()] == [p.shape for p in b.parameters()]
+    b.load_state_dict(a.state_dict())
+    assert entry.help.endswith(".")
+    assert entry.verbs
