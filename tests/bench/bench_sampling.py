@@ -36,7 +36,7 @@ def genkit(args: argparse.Namespace, compiled: bool = False) -> None:
 
     @torch.inference_mode()
     def draw() -> torch.Tensor:
-        x = initial_noise(model.schedule, 0, torch.arange(args.images, device=device), info.shape)
+        x = initial_noise(model.schedule, 0, torch.arange(args.images, device=device), info.shape, path)
         for step in ddim(denoise, model.schedule, x, path):
             x = step.x
         return x.cpu()
@@ -49,7 +49,7 @@ def diffusers(args: argparse.Namespace) -> None:
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    unet = diffusers_unet(network(args))
+    unet = diffusers_unet(network(args)).eval()
     pipeline = DDIMPipeline(unet, DDIMScheduler())
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)

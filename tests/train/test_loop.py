@@ -147,7 +147,7 @@ def test_non_finite_loss_stops_with_a_name(tmp_path):
     train(tmp_path, steps=10)
     before = (tmp_path / "state.safetensors").read_bytes()
     with pytest.raises(
-        RunError, match=r"loss became nan between steps .* and 29.*checkpoint is kept \(10 steps\)"
+        RunError, match=r"loss became nan between steps .* and 30.*checkpoint is kept \(10 steps\)"
     ):
         train(tmp_path, steps=40, objective=Exploding())
     assert (tmp_path / "state.safetensors").read_bytes() == before
