@@ -142,7 +142,8 @@ def _report(
     """PSNR of the round trip over all images, and a picture of some: originals above what came back."""
     model: Any = loaded.module
     show = decoder_of(loaded.info, device, loaded.checkpoint.path.parent)
-    values, pictures = [], []
+    values: list[Tensor] = []
+    pictures: list[Tensor] = []
     parts = list(batched(list(range(len(z))), run.batch_size))
     for index, batch in zip(parts, source.batches(iter(parts), device)):
         x = last(ddim(bind(model), model.schedule, z[index].to(device), path)).x

@@ -49,7 +49,9 @@ def make(
             level = given if one in given else explicit
             if one in level and other not in level and {one, other} <= set(settings):
                 settings[other] = None
-        configs = [from_dict(g, {f.name: settings[f.name] for f in dataclasses.fields(g)}) for g in groups]
+        configs: list[Any] = [
+            from_dict(g, {f.name: settings[f.name] for f in dataclasses.fields(g)}) for g in groups
+        ]
         try:
             body(*configs)
         except BrokenPipeError:

@@ -64,7 +64,7 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
         )
     codec = load_model(path, "decode")
     check_codec(codec, info.codec, "this model's latents")
-    module = codec.module.to(device)
+    module: Any = codec.module.to(device)
     shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
 
     @torch.inference_mode()

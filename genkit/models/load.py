@@ -37,7 +37,7 @@ def load_model(path: Path, verb: str | None = None) -> Loaded:
         )
     try:
         info = info_from_json(checkpoint.data)
-        config = from_dict(entry.config, checkpoint.config["model"])
+        config: Any = from_dict(entry.config, checkpoint.config["model"])
     except (TypeError, KeyError) as error:
         raise InputError(f"{checkpoint.path} lacks what is needed to rebuild its model ({error})") from None
     module = entry.build(config, info)

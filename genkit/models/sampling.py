@@ -1,6 +1,8 @@
 """What sampling from a trained model needs besides the sampler: addressed noise, and the network made
 fast."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,8 @@ def prepare(model: Denoiser, device: torch.device, precision: str, compiled: boo
     if precision == "bf16":
         network = Lowered(network)
     if compiled:
-        network = torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None)
+        network = cast(
+            nn.Module, torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None)
+        )
     model.network = network
     return model

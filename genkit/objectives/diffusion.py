@@ -21,6 +21,9 @@ class Times(nn.Module):
     mean, std: of ln(sigma / alpha), for lognormal.
     """
 
+    grid: Tensor
+    level: Tensor
+
     def __init__(self, schedule: Schedule, sampling: str, mean: float, std: float) -> None:
         super().__init__()
         self.sampling, self.mean, self.std = sampling, mean, std
@@ -46,6 +49,8 @@ class Diffusion(Objective):
 
     For the edm target this is the loss of Karras et al. 2022 (eq. 8) with its weighting 1 / c_out^2.
     """
+
+    model: Denoiser
 
     def __init__(self, model: Denoiser, times: Times) -> None:
         super().__init__()

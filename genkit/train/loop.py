@@ -231,6 +231,46 @@ def _saved_step(out: Path) -> int:
     return int(io.read_metadata(path).get("step", -1)) if path.exists() else -1
 
 
+class _Keeper:
+    """What happens beside the steps: reports, checks, checkpoints."""
+
+    def __init__(self, trainer: _Trainer, steps: int, start: int, report: Callable[[Report], None]) -> None:
+        self.trainer, self.steps, self.report = trainer, steps, report
+        self.saved = self.looked_step = start
+        self.looked = self.kept = time.monotonic()
+
+    def look(self, step: int) -> None:
+        """Report the averages since the last look; stop the run when they are not finite."""
+        now, logs = time.monotonic(), self.trainer.watch.read()
+        bad = [name for name, value in logs.items() if not math.isfinite(value)]
+        if bad:
+            raise RunError(
+                f"{bad[0]} became {logs[bad[0]]} between steps {self.looked_step + 1} and {step}; "
+                f"the last good checkpoint is kept ({self.saved} steps): "
+                "try a lower --lr, --grad-clip 1 or --precision fp32"
+            )
+        logs["lr"] = learning_rate(self.trainer.optim, step - 1, self.steps)
+        done = (step - self.looked_step) * self.trainer.optim.batch_size
+        rate = done / max(1e-9, now - self.looked)
+        self.looked, self.looked_step = now, step
+        self.report(Report(step, self.steps, rate, logs))
+
+    def keep(
+        self, step: int, out: Path, save: Callable[[nn.Module, int], None], settings: dict[str, Any]
+    ) -> None:
+        """Write state and model, unless the weights are not finite."""
+        trainer = self.trainer
+        if not all(bool(p.isfinite().all()) for p in trainer.average.module.parameters()):
+            raise RunError(
+                f"weights became non-finite by step {step}; "
+                f"the last good checkpoint is kept ({self.saved} steps)"
+            )
+        if dist.is_main():
+            save_state(out, trainer.objective, trainer.average, trainer.optimizers, step, settings)
+            save(trainer.average.module, step)
+        self.saved, self.kept = step, time.monotonic()
+
+
 def _run(
     trainer: _Trainer,
     source: Source,
@@ -242,33 +282,8 @@ def _run(
     settings: dict[str, Any],
     hooks: Hooks,
 ) -> int:
-    def keep(step: int) -> None:
-        if not all(bool(p.isfinite().all()) for p in trainer.average.module.parameters()):
-            raise RunError(
-                f"weights became non-finite by step {step}; the last good checkpoint is kept ({saved} steps)"
-            )
-        if dist.is_main():
-            save_state(out, trainer.objective, trainer.average, trainer.optimizers, step, settings)
-            save(trainer.average.module, step)
-
-    def look(step: int) -> None:
-        """Report the averages since the last look; stop the run when they are not finite."""
-        nonlocal looked, looked_step
-        now = time.monotonic()
-        logs = trainer.watch.read()
-        bad = [name for name, value in logs.items() if not math.isfinite(value)]
-        if bad:
-            raise RunError(
-                f"{bad[0]} became {logs[bad[0]]} between steps {looked_step + 1} and {step}; the last good "
-                f"checkpoint is kept ({saved} steps): try a lower --lr, --grad-clip 1 or --precision fp32"
-            )
-        logs["lr"] = learning_rate(trainer.optim, step - 1, steps)
-        rate = (step - looked_step) * trainer.optim.batch_size / max(1e-9, now - looked)
-        looked, looked_step = now, step
-        hooks.report(Report(step, steps, rate, logs))
-
-    step = saved = looked_step = start
-    began = looked = kept = time.monotonic()
+    keeper = _Keeper(trainer, steps, start, hooks.report)
+    step, began = start, time.monotonic()
     picture_at = began + 20.0
     stream = batches(source, trainer.optim, start, trainer.device)
     while step < steps:
@@ -277,12 +292,11 @@ def _run(
         now = time.monotonic()
         stopping = _stop_wanted(hooks, step, trainer.device)
         last = step == steps or stopping
-        due_save = now - kept >= run.save_every
-        if last or due_save or now - looked >= run.log_every:
-            look(step)
+        due_save = now - keeper.kept >= run.save_every
+        if last or due_save or now - keeper.looked >= run.log_every:
+            keeper.look(step)
         if last or due_save:
-            keep(step)
-            saved, kept = step, time.monotonic()
+            keeper.keep(step, out, save, settings)
         if hooks.preview and dist.is_main() and (now >= picture_at or last):
             hooks.preview(trainer.average.module, step)
             picture_at = began + 2 * (now - began) + 20.0

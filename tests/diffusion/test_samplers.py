@@ -72,7 +72,7 @@ def test_inversion_round_trip_is_of_first_order():
 
 
 def test_refined_inversion_is_nearly_exact():
-    """Oracle: the sampler's own step undone. The iteration converges slowly at the noisy end, so not to rounding."""
+    """Oracle: the sampler's own step undone. It converges slowly at the noisy end, so not to rounding."""
     assert round_trip(25, refine=30) < 0.01 * round_trip(25)
     assert round_trip(25, refine=3) < 0.3 * round_trip(25)
 
