@@ -104,7 +104,7 @@ class Meter:
     def __init__(self, label: str, total: int, interval: float = 10.0, start: int = 0) -> None:
         self.label, self.total, self.interval = label, total, interval
         self.done, self.began, self.last, self.first = start, time.monotonic(), time.monotonic(), start
-        self.text = ""
+        self.text, self.shown = "", start
         self.bar: Any = None
 
     def __enter__(self) -> "Meter":
@@ -117,7 +117,7 @@ class Meter:
     ) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif kind is None and self.done > self.first:
+        elif kind is None and self.done > self.shown:
             self._line()
 
     def _draw(self) -> None:
@@ -143,7 +143,7 @@ class Meter:
         left = (self.total - self.done) / rate if rate else 0
         eta = f" {_clock(left)} left" if self.done < self.total else f" in {_clock(now - self.began)}"
         say(f"{self.label} {self.done}/{self.total}{eta}{'  ' if self.text else ''}{self.text}")
-        self.last = now
+        self.last, self.shown = now, self.done
 
 
 def _clock(seconds: float) -> str:

@@ -130,7 +130,7 @@ def _run(
     else:
         _describe(name, info, module, steps, out, optim, device)
     interrupt = Interrupt()
-    with Meter(f"train {name}", steps, run.log_every, done) as meter, interrupt.watched():
+    with Meter(f"train {name}", steps, start=done) as meter, interrupt.watched():
         log = Log(out, meter, run.tensorboard)
         preview = picture_maker(entry, config, source, out / "samples", device)
         hooks = Hooks(log, preview, interrupt)

@@ -1,5 +1,6 @@
 """The one training loop. Every example's order, noise and augmentation are functions of (seed, position)."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from ..data.source import Batch, Source
 from ..errors import InputError, RunError
 from .average import Average
 from .config import OptimConfig, RunConfig
-from .objective import Noise, Objective
+from .objective import Bank, Noise, Objective
 from .order import Order, positions
 from .state import MODEL, Optimizers, cut_log, load_state, save_state
+
+AHEAD = 32  # micro-batches whose noise is drawn together where it is small
 
 
 class Report(NamedTuple):
@@ -82,17 +85,27 @@ def make_optimizers(objective: Objective, optim: OptimConfig) -> Optimizers:
     }
 
 
+def noises(seed: int, walk: Iterator[tuple[int, int]], device: torch.device, ahead: int) -> Iterator[Noise]:
+    """The noise of each (start, stop) of `walk`, prepared for `ahead` of them together."""
+    while True:
+        spans = list(itertools.islice(walk, ahead))
+        position = torch.cat([torch.arange(a, b, device=device) for a, b in spans])
+        bank = Bank(seed, position) if ahead > 1 else None
+        row = 0
+        for part in position.split([b - a for a, b in spans]):
+            yield Noise(seed, part, bank, row)
+            row += len(part)
+
+
 def batches(
-    source: Source, optim: OptimConfig, step: int, device: torch.device
+    source: Source, optim: OptimConfig, step: int, device: torch.device, ahead: int = 1
 ) -> Iterator[tuple[Batch, Noise]]:
-    """Endless micro-batches of this process, with the noise of their positions, from optimiser step `step`
-    on."""
+    """Endless micro-batches of this process, with the noise of their positions, from step `step` on."""
     order = Order(optim.seed, len(source))
-    walk = (optim.batch_size, optim.accumulate, dist.rank(), dist.world())
-    examples = (order.examples(a, b) for a, b in positions(step, *walk))
+    place = (step, optim.batch_size, optim.accumulate, dist.rank(), dist.world())
+    examples = (order.examples(a, b) for a, b in positions(*place))
     stream = source.batches(examples, device)
-    for (start, stop), batch in zip(positions(step, *walk), stream):
-        noise = Noise(optim.seed, torch.arange(start, stop, device=device))
+    for noise, batch in zip(noises(optim.seed, positions(*place), device, ahead), stream):
         if optim.flip:
             mirrored = noise.uniform(rng.FLIP, (1, 1, 1)) < 0.5
             batch = batch._replace(x=torch.where(mirrored, batch.x.flip(-1), batch.x))
@@ -143,6 +156,7 @@ class _Trainer:
                 broadcast_buffers=False,
             )
         self.module = module
+        self.compiled = compiled
         self.call: Callable[..., Any] = torch.compile(module) if compiled else module
         self.watch = _Watch(device)
         self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules())
@@ -285,7 +299,8 @@ def _run(
     keeper = _Keeper(trainer, steps, start, hooks.report)
     step, began = start, time.monotonic()
     picture_at = began + 20.0
-    stream = batches(source, trainer.optim, start, trainer.device)
+    # a compiled step draws its own noise
+    stream = batches(source, trainer.optim, start, trainer.device, 1 if trainer.compiled else AHEAD)
     while step < steps:
         trainer.step(step, steps, stream)
         step += 1

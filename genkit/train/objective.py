@@ -1,5 +1,6 @@
 """What a model family tells the training loop: its phases and the loss of each."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,17 +28,41 @@ class Loss(NamedTuple):
     logs: dict[str, Tensor]
 
 
+class Bank:
+    """Normal numbers of several batches drawn together: small shapes cost calls, not arithmetic."""
+
+    LIMIT = 1 << 17  # numbers; beyond it, drawing together gains nothing
+
+    def __init__(self, seed: int, position: Tensor) -> None:
+        self.seed, self.position = seed, position
+        self._drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def normal(self, stream: int, shape: tuple[int, ...]) -> Tensor | None:
+        """The numbers of all positions, or None where they are too many to keep."""
+        if len(self.position) * math.prod(shape) > self.LIMIT:
+            return None
+        if (stream, shape) not in self._drawn:
+            self._drawn[stream, shape] = rng.normal(self.seed, stream, self.position, shape)
+        return self._drawn[stream, shape]
+
+
 class Noise(NamedTuple):
     """Random numbers of one training batch: row i depends on (seed, stream, position[i]) only.
 
     position: (B,) int64, the example's place in the endless sequence of examples seen in training.
+    bank, row: where these numbers may have been drawn already, and from which row on.
     """
 
     seed: int
     position: Tensor
+    bank: Bank | None = None
+    row: int = 0
 
     def normal(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) standard normal numbers on the device of `position`."""
+        drawn = self.bank.normal(stream, shape) if self.bank is not None else None
+        if drawn is not None:
+            return drawn[self.row : self.row + len(self.position)]
         return rng.normal(self.seed, stream, self.position, shape)
 
     def uniform(self, stream: int, shape: tuple[int, ...] = ()) -> Tensor:

@@ -13,7 +13,7 @@ from genkit.data.source import Batch, Info
 from genkit.errors import InputError, RunError
 from genkit.train.average import Average
 from genkit.train.config import OptimConfig, RunConfig
-from genkit.train.loop import Hooks, fit, learning_rate, total_steps
+from genkit.train.loop import Hooks, batches, fit, learning_rate, total_steps
 from genkit.train.objective import Loss, Objective
 from genkit.train.order import Order, positions
 from genkit.train.state import check_settings, cut_log
@@ -239,3 +239,14 @@ def test_log_is_cut_back_to_the_state(tmp_path):
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + '\n{"step": 2')
     cut_log(tmp_path, 10)
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [5, 10]
+
+
+def test_noise_ahead_is_the_same_noise():
+    """Oracle: the noise drawn batch by batch, for a shape that is kept and one that is too large to be."""
+    optim = OptimConfig(steps=1, batch_size=16, accumulate=2)
+    one, many = (batches(Tiny(), optim, 3, torch.device("cpu"), ahead) for ahead in (1, 5))
+    for _ in range(12):
+        (_, a), (_, b) = next(one), next(many)
+        assert torch.equal(a.position, b.position)
+        for shape in ((4,), (1, 64, 64)):
+            assert torch.equal(a.normal(1, shape), b.normal(1, shape))
