@@ -65,8 +65,12 @@ def open_data(spec: str, config: DataConfig, like: "Loaded | None" = None):  # t
         c, h, w = like.info.shape
         size, channels = size or (h, w), channels or (c if c in (1, 3) else None)
     source = open_source(spec, root=config.data_root, size=size, channels=channels, skip_bad=config.skip_bad)
-    for note in getattr(source, "notes", ()):
+    for note in source.notes:
         say(f"note: {note}")
+    if like is not None and (config.size, config.channels) != (size, channels):
+        say(
+            f"note: images of {spec} are read as {'x'.join(map(str, source.info.shape))}, as the model's were"
+        )
     return source
 
 

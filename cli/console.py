@@ -31,17 +31,10 @@ def emit(value: Any, as_json: bool = False) -> None:
 
 
 def emit_bytes(data: bytes) -> None:
-    """A tensor stream.
-
-    Raises:
-        InputError: when stdout is a terminal.
-    """
-    if not is_main():
-        return
-    if sys.stdout.isatty():
-        raise InputError("-o - writes a tensor stream; pipe it into another command or name a file")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    """A tensor stream."""
+    if is_main():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def quiet_stdout() -> None:
@@ -103,7 +96,7 @@ class Meter:
 
     def __init__(self, label: str, total: int, interval: float = 10.0, start: int = 0) -> None:
         self.label, self.total, self.interval = label, total, interval
-        self.done, self.began, self.last, self.first = start, time.monotonic(), time.monotonic(), start
+        self.done, self.began, self.last = start, time.monotonic(), time.monotonic()
         self.text, self.shown = "", start
         self.bar: Any = None
 
@@ -139,7 +132,8 @@ class Meter:
 
     def _line(self) -> None:
         now = time.monotonic()
-        rate = (self.done - self.first) / max(1e-9, now - self.began)
+        # the pace since the last line: start-up and earlier company would spoil an average
+        rate = (self.done - self.shown) / max(1e-9, now - self.last)
         left = (self.total - self.done) / rate if rate else 0
         eta = f" {_clock(left)} left" if self.done < self.total else f" in {_clock(now - self.began)}"
         say(f"{self.label} {self.done}/{self.total}{eta}{'  ' if self.text else ''}{self.text}")

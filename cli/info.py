@@ -55,7 +55,11 @@ def describe(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} does not say how it was made; genkit did not write it")
         return {"kind": "picture", **about}
     if path.is_dir():
-        path = _inside(path)
+        inside = _inside(path)
+        if inside.suffix == ".png":
+            count = len(list(path.glob("[0-9]*.png")))
+            return {**describe(inside), "kind": "folder of pictures", "pictures": count, "index": "0, …"}
+        path = inside
     return _tensors(path)
 
 
@@ -73,6 +77,8 @@ def _tensors(path: Path) -> dict[str, Any]:
 
     from genkit.io import load_tensors, read_metadata
 
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: info reads .safetensors, .png and the folders that genkit writes")
     metadata = read_metadata(path)
     kind = metadata.get("kind", "?")
     load_tensors(path, (kind,))  # a damaged file must not pass for a good one

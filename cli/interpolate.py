@@ -70,6 +70,9 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
         if isinstance(loaded.module, Denoiser)
         else codec_space(loaded, run, device)
     )
+    kinds = [kind_of(text) for text in (config.a, config.b)]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"{config.a} is {kinds[0]} and {config.b} {kinds[1]}; give two of the same kind")
     strips = []
     for row in range(config.rows):
         ends = [end_point(text, row, loaded, space, data, device) for text in (config.a, config.b)]
@@ -140,6 +143,13 @@ def diffusion_space(
         return initial_noise(model.schedule, seed, index, loaded.info.shape, falling)
 
     return Space(of_images, of_seed, ("noise", "latents"), loaded.info.shape, show)
+
+
+def kind_of(text: str) -> str:
+    """What an end is given as: a seed, a tensor file or an image."""
+    if text.isdecimal():
+        return "a seed"
+    return "a tensor file" if Path(text).suffix == ".safetensors" else "an image"
 
 
 def end_point(

@@ -115,9 +115,10 @@ def genkit(
 ) -> None:
     """Train, sample, invert, edit and measure generative image models from a shell.
 
-    Verbs exchange .safetensors files and folders of PNGs, or streams with `-`; results go to stdout,
-    everything
-    for people to stderr. Start with: genkit train vae
+    Verbs exchange .safetensors files and folders of PNGs, or streams with `-`.
+    Results go to stdout, remarks to stderr.
+
+    Start with: genkit train vae
     """
 
 

@@ -122,7 +122,9 @@ def parameter(field: dataclasses.Field[Any], hint: Any, changed: Mapping[str, An
         settings |= {"parser": parse_numbers, "metavar": "N,N,…"}
         kind, default = str, ",".join(map(str, default)) if default is not None else None
     elif kind in (int, float):
-        settings |= {"min": meta["min"], "max": meta["max"]}
+        # the bound of 64-bit seeds is checked with the rest, but would only clutter the help
+        shown = meta["max"] if (meta["max"] or 0) < 2**62 else None
+        settings |= {"min": meta["min"], "max": shown}
     if meta["choices"]:
         settings["metavar"] = "|".join(meta["choices"])
     annotation = Optional[kind] if optional else kind  # noqa: UP045  (kind is known at run time only)

@@ -1,6 +1,7 @@
 """The forms of -o: a folder of PNGs, one picture, an animation, tensors in a file or on stdout."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,8 @@ def parse_out(text: str, allowed: tuple[str, ...] = ("folder", "png", "gif", "te
             "stream": "-",
         }
         raise InputError(f"-o {text} is no form of output here; use {', '.join(known[a] for a in allowed)}")
+    if form == "stream" and sys.stdout.isatty():
+        raise InputError("-o - writes a tensor stream; pipe it into another command or name a file")
     path = Path(text)
     if form == "folder" and path.exists() and not path.is_dir():
         raise InputError(f"-o {text} is a file; name a folder, or give a suffix (.png, .safetensors)")

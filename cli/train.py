@@ -129,6 +129,8 @@ def _run(
         say(f"{out} is done ({done} steps)")
     else:
         _describe(name, info, module, steps, out, optim, device)
+        if done:
+            say(f"continuing from step {done}")
     interrupt = Interrupt()
     with Meter(f"train {name}", steps, start=done) as meter, interrupt.watched():
         log = Log(out, meter, run.tensorboard)

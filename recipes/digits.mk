@@ -5,7 +5,7 @@ SIZE ?= 16
 R := $(DIR)/runs
 O := $(DIR)/out
 
-$(O)/samples.png: $(O)/ddim/grid.png $(O)/interpolation.png $(O)/prior.png $(O)/fid.json
+$(O)/samples.png: $(R)/clf/done $(O)/prior.png $(O)/ddim/grid.png $(O)/interpolation.png $(O)/fid.json
 	cp $(O)/ddim/grid.png $@
 	@echo "look at $@, $(O)/interpolation.png and $(O)/prior.png; the score is in $(O)/fid.json" >&2
 

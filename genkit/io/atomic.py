@@ -20,6 +20,9 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        temporary.chmod(
+            0o666 & ~_umask()
+        )  # the safetensors writer leaves files that only their owner can read
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -40,6 +43,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` atomically."""
     write_bytes(path, text.encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _dump(path: Path, data: bytes) -> None:

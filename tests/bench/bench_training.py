@@ -136,7 +136,7 @@ if __name__ == "__main__":
     add_data(parser)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4, help="training steps a turn")
-    parser.add_argument("--ddp-dim", type=int, default=24, help="width of ddp's U-Net")
+    parser.add_argument("--ddp-dim", type=int, default=32, help="width of ddp's U-Net")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"), help="genkit's")
     sides = {
         "genkit": genkit,
