@@ -1,9 +1,10 @@
 """Samplers as generators: one network evaluation (or more) a step; progress, previews and early stop are
-the caller's.
+the caller's. Here are DDIM and DDPM; `edm` has Euler and Heun, `multistep` DPM-Solver++.
 
 A step goes from time t to time s = the next entry of `times`. Coefficients are float64 on the CPU.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -24,7 +25,8 @@ class Step(NamedTuple):
     x0: Tensor
 
 
-def _levels(schedule: Schedule, t: Tensor) -> tuple[float, float]:
+def levels(schedule: Schedule, t: Tensor) -> tuple[float, float]:
+    """(alpha, sigma) at t (), as numbers. t is on the CPU: no device waits for them."""
     return schedule.alpha(t).item(), schedule.sigma(t).item()
 
 
@@ -34,7 +36,7 @@ def posterior(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[float, float, f
 
     Ho et al. 2020, eq. 6-7, for any alpha and sigma and any s < t.
     """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = _levels(schedule, t), _levels(schedule, s)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = levels(schedule, t), levels(schedule, s)
     ratio = alpha_t / alpha_s
     large = sigma_t**2 - (ratio * sigma_s) ** 2
     keep = ratio * (sigma_s / sigma_t) ** 2
@@ -61,7 +63,7 @@ def ddim(
     if eta > 0 and noise is None:
         raise InputError("eta > 0 needs noise")
     for k, (t, s) in enumerate(zip(times[:-1], times[1:])):
-        alpha, sigma = _levels(schedule, s)
+        alpha, sigma = levels(schedule, s)
         x0, eps, _ = denoise(x, t)
         spread = 0.0
         if eta > 0:
@@ -74,7 +76,22 @@ def ddim(
         yield Step(s.item(), x, x0)
 
 
-VARIANCES = ("large", "small", "zero")
+VARIANCES = ("large", "small", "zero", "learned")
+
+
+def log_variances(
+    schedule: Schedule, t: Tensor, s: Tensor, before: Tensor | None = None
+) -> tuple[float, float]:
+    """(log small, log large) of the step t -> s, between which a learned variance lies: log variance = v log
+    large + (1 - v) log small (Nichol & Dhariwal 2021, eq. 15, with v = `Prediction.var`).
+
+    small is 0 on the step to s = 0, where its logarithm is that of the step before -> t, as in the authors'
+    code. before: the time that precedes t in the chain; only that step needs it.
+    """
+    _, _, small, large = posterior(schedule, t, s)
+    if s == 0 and before is not None:
+        small = posterior(schedule, before, t)[2]
+    return math.log(small), math.log(large)
 
 
 def ddpm(
@@ -89,19 +106,26 @@ def ddpm(
     """Ancestral sampling (Ho et al. 2020, alg. 2), on all steps or a thinned chain (Nichol & Dhariwal
     2021, sec. 4).
 
-    variance: that of q(x_s | x_t, x0) (small), of q(x_t | x_s) (large), or none (zero: the posterior mean
-    alone).
+    variance: that of q(x_s | x_t, x0) (small), of q(x_t | x_s) (large), none (zero: the posterior mean
+    alone), or what the network says between small and large (learned).
 
     Raises:
-        InputError: for another variance.
+        InputError: for another variance, or learned of a model that predicts none.
     """
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
     for k, (t, s) in enumerate(zip(times[:-1], times[1:])):
         keep, pull, small, large = posterior(schedule, t, s)
-        x0, _, _ = denoise(x, t)
+        x0, _, share = denoise(x, t)
+        if variance == "learned" and share is None:
+            raise InputError(
+                "this model has no learned variance; use --variance small, or train with --learn-variance"
+            )
         x = keep * x + pull * x0
         # the last step reaches the data: the mean of q(x_0 | x_t, x0) is x0 itself
-        if s > 0 and variance != "zero":
+        if s > 0 and variance == "learned" and share is not None:
+            low, high = log_variances(schedule, t, s)
+            x = x + (0.5 * (low + share * (high - low))).exp() * noise(k)
+        elif s > 0 and variance != "zero":
             x = x + (large if variance == "large" else small) ** 0.5 * noise(k)
         yield Step(s.item(), x, x0)

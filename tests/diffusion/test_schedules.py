@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from genkit.diffusion.schedules import SCHEDULES, SPACINGS, cosine, flow, karras, linear, scaled_linear, times
+from genkit.diffusion.schedules import (
+    SCHEDULES,
+    SPACINGS,
+    cosine,
+    flow,
+    karras,
+    karras_times,
+    linear,
+    scaled_linear,
+    times,
+)
 from genkit.errors import InputError
 
 
@@ -80,26 +90,110 @@ def test_karras_levels():
     assert karras().prior_scale == 80
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_time_of_inverts(name):
+    """Oracle: t itself, on the chain's steps and between them."""
+    schedule = SCHEDULES[name]()
+    t = torch.cat([grid(), torch.linspace(0.0013, 0.9991, 777, dtype=torch.float64)])
+    ratio = schedule.sigma(t) / schedule.alpha(t)
+    assert torch.allclose(schedule.time_of(ratio), t, rtol=1e-9, atol=0)
+
+
+def test_time_of_keeps_to_the_levels_that_are_known():
+    """Oracle: a chain ends at its first and last step; flow reaches alpha = 0; karras has levels beyond
+    t = 1 (EDM's churn goes there) and sigma_min just above 0."""
+    ratios = torch.tensor([1e-5, 1e9, math.inf], dtype=torch.float64)
+    for name in ("linear", "cosine", "scaled-linear"):
+        assert SCHEDULES[name]().time_of(ratios).tolist() == pytest.approx([0.001, 1, 1], abs=1e-15)
+    assert flow().time_of(ratios).tolist() == pytest.approx([1e-5, 1, 1], rel=1e-4)
+    schedule = karras()
+    t = schedule.time_of(torch.tensor([100.0, 0.002, 0.001], dtype=torch.float64))
+    assert t[0] > 1
+    assert schedule.sigma(t).tolist() == pytest.approx([100, 0.002, 0.002])
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("n", [1, 2, 10, 50, 999, 1000, 2500])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 30, 50, 600, 999, 1000, 1500])
 def test_times_fall_to_zero(spacing, n):
     """Oracle: n + 1 strictly falling times from at most 1 to exactly 0."""
-    t = times(n, spacing)
-    assert len(t) == n + 1
-    assert t.dtype == torch.float64
-    assert t[0] <= 1
-    assert t[-1] == 0
-    assert (t.diff() < 0).all()
+    for name in SCHEDULES if spacing == "karras" else ["linear"]:
+        t = times(n, spacing, schedule=SCHEDULES[name]())
+        assert len(t) == n + 1
+        assert t.dtype == torch.float64
+        assert t[0] <= 1
+        assert t[-1] == 0
+        assert (t.diff() < 0).all()
+
+
+def indices(n, spacing):
+    """The chain's steps that are visited."""
+    return [round(t * 1000) - 1 for t in times(n, spacing)[:-1].tolist()]
 
 
 def test_spacings_by_hand():
     """Oracle: the indices of a chain of 1000 thinned to 5 (Lin et al. 2024, tab. 2): t = (index + 1) /
     1000."""
-    index = {s: [round(t * 1000) - 1 for t in times(5, s)[:-1].tolist()] for s in SPACINGS}
-    assert index["trailing"] == [999, 799, 599, 399, 199]
-    assert index["leading"] == [800, 600, 400, 200, 0]
-    assert index["linspace"] == [999, 749, 500, 250, 0]  # torch rounds 749.25 and 499.5 to even
-    assert index["quadratic"] == [800, 450, 200, 50, 0]
+    assert indices(5, "trailing") == [999, 799, 599, 399, 199]
+    assert indices(5, "leading") == [800, 600, 400, 200, 0]
+    assert indices(5, "linspace") == [999, 749, 500, 250, 0]  # 499.5 is rounded to even
+    assert indices(5, "quadratic") == [800, 450, 200, 50, 0]
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("n", [2, 7, 10, 30, 50, 600, 1000])
+def test_indices_are_those_of_diffusers(spacing, n):
+    """Oracle: the indices of diffusers 0.42's DDIMScheduler and DDPMScheduler, by their formulas in numpy.
+
+    Measured for all n up to 1000, trailing differs only where an exact half is rounded (first at 48), and
+    where their arange is one entry too long (first at 61).
+    """
+    numpy = pytest.importorskip("numpy")
+    wanted = {
+        "trailing": numpy.round(numpy.arange(1000, 0, -1000 / n)) - 1,
+        "leading": numpy.arange(n)[::-1] * (1000 // n),
+        "linspace": numpy.linspace(0, 999, n).round()[::-1],
+    }[spacing]
+    assert indices(n, spacing) == wanted.tolist()
+
+
+@pytest.mark.parametrize("n", [2, 10, 20, 29, 50, 100, 1000])
+def test_quadratic_is_the_ddim_papers(n):
+    """Oracle: int(linspace(0, sqrt(0.8 T), n)^2) of the authors' program; from n = 30 on it repeats its
+    lowest indices, which genkit moves up to the next free one, leaving the others."""
+    root = torch.linspace(0, 800**0.5, n, dtype=torch.float64)
+    wanted = [int(v + 1e-9) for v in (root**2).tolist()]
+    found = indices(n, "quadratic")[::-1]
+    if n < 30:
+        assert found == wanted
+    assert len(set(found)) == n
+    assert all(a == b or a <= i for i, (a, b) in enumerate(zip(wanted, found)))
+    assert found[-1] == (800 if n < 1000 else 999)
+
+
+def test_a_single_step_starts_at_the_noisy_end():
+    """Oracle: one step from (nearly) pure noise to the data, where numpy's linspace would give index 0."""
+    assert indices(1, "trailing") == indices(1, "linspace") == [999]
+    assert indices(1, "quadratic") == [800]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_karras_spacing(name):
+    """Oracle: eq. 5 of Karras et al. 2022 between 80 and 0.002, or the ends of the schedule's chain."""
+    schedule, n = SCHEDULES[name](), 18
+    t = times(n, "karras", schedule=schedule)[:-1]
+    levels = schedule.sigma(grid()) / schedule.alpha(grid())
+    low = 0.002 if name in ("flow", "karras") else levels[0].item()
+    high = min(80.0, levels[-1].item())
+    place = torch.arange(n, dtype=torch.float64) / (n - 1)
+    wanted = (high ** (1 / 7) + place * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    assert torch.allclose(schedule.sigma(t) / schedule.alpha(t), wanted, rtol=1e-9, atol=0)
+    assert torch.equal(karras_times(n, schedule)[:-1], t)
+
+
+def test_karras_spacing_needs_a_schedule():
+    """Oracle: one line that says so."""
+    with pytest.raises(InputError, match="needs the model's schedule"):
+        times(10, "karras")
 
 
 def test_all_steps_are_the_chain():
