@@ -19,6 +19,19 @@ from .options import make
 
 
 @dataclass(frozen=True)
+class FeatureConfig:
+    """What turns images into features."""
+
+    features: str = arg(
+        "inception", "inception, or a genkit classifier: run folder or checkpoint.", panel="Features"
+    )
+    weights: Path | None = arg(
+        None, "torch-fidelity's Inception weights; default: downloaded once.", panel="Features"
+    )
+    cache: bool = arg(True, "Keep statistics of real data for the next time.", panel="Features")
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """What is compared with what, and through which features."""
 
@@ -28,12 +41,6 @@ class EvalConfig:
     real: str = arg(
         REQUIRED, "Real images, in the same forms; NAME:test is a data set's test split.", positional=True
     )
-    features: str = arg(
-        "inception", "inception, or a genkit classifier: run folder or checkpoint.", panel="Features"
-    )
-    weights: Path | None = arg(
-        None, "torch-fidelity's Inception weights; default: downloaded once.", panel="Features"
-    )
     metrics: str = arg("fid,kid", f"Comma-separated: {', '.join(METRICS)}.", panel="Features")
     count: int | None = arg(None, "Only the first so many images of each; default: all.", min=2, short="-n")
     save_real: Path | None = arg(
@@ -42,17 +49,16 @@ class EvalConfig:
     seed: int = arg(0, "Decides the bootstrap and KID's subsets.", min=0, max=2**63 - 1)
     batch_size: int = arg(128, "Images at a time.", min=1, panel="Machine")
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, …", panel="Machine")
-    cache: bool = arg(True, "Keep statistics of real data for the next time.", panel="Features")
     json: bool = arg(False, "Print the result as one JSON line.")
 
 
 def command(name: str) -> Any:
     """The `genkit eval-fid` command."""
     help = "How close images are to real ones: FID with its interval, KID, precision and recall, IS."
-    return make(_eval, EvalConfig, DataConfig, command="eval-fid", help=help)
+    return make(_eval, EvalConfig, FeatureConfig, DataConfig, command="eval-fid", help=help)
 
 
-def _eval(config: EvalConfig, data: DataConfig) -> None:
+def _eval(config: EvalConfig, features: FeatureConfig, data: DataConfig) -> None:
     machine.tune_allocator()
     device = machine.pick_device(config.device)
     metrics = tuple(m.strip() for m in config.metrics.split(",") if m.strip())
@@ -63,7 +69,7 @@ def _eval(config: EvalConfig, data: DataConfig) -> None:
         raise InputError("--save-real writes statistics of images to a .safetensors file")
     extractor: Extractor | None = None
     if not (isinstance(fake, Statistics) and isinstance(real, Statistics)):
-        extractor = _extractor(config, device)
+        extractor = make_extractor(features, device)
     dist.start(device)
     try:
         with _Bars() as progress:
@@ -73,13 +79,13 @@ def _eval(config: EvalConfig, data: DataConfig) -> None:
                 extractor,
                 metrics,
                 limit=config.count,
-                cache=config.cache,
+                cache=features.cache,
                 seed=config.seed,
                 batch_size=config.batch_size,
                 progress=progress,
             )
         if config.save_real is not None and extractor is not None:
-            _save_real(config, real, extractor)
+            _save_real(config, features, real, extractor)
     finally:
         dist.stop()
     if scores is not None:
@@ -96,17 +102,18 @@ def _side(text: str, data: DataConfig) -> Any:
     return source
 
 
-def _save_real(config: EvalConfig, real: Any, extractor: Extractor) -> None:
+def _save_real(config: EvalConfig, features: FeatureConfig, real: Any, extractor: Extractor) -> None:
     """Write the real side's statistics; with the cache on they are not measured twice."""
     assert config.save_real is not None
     found = statistics_of(
-        real, extractor, limit=config.count, cache=config.cache, batch_size=config.batch_size
+        real, extractor, limit=config.count, cache=features.cache, batch_size=config.batch_size
     )
     if found is not None and dist.is_main():
         save_statistics(config.save_real, found.statistics)
 
 
-def _extractor(config: EvalConfig, device: Any) -> Extractor:
+def make_extractor(config: FeatureConfig, device: Any) -> Extractor:
+    """The extractor that --features names."""
     if config.features == "inception":
         return inception(device, config.weights)
     if config.weights is not None:
@@ -177,6 +184,8 @@ def _lines(s: Scores) -> list[tuple[str, str]]:
         lines.append(
             ("confident", f"{100 * s.confident:.2f} % of the fake images classified with confidence > 0.9")
         )
+    if s.accuracy is not None:
+        lines.append(("accuracy", f"{100 * s.accuracy:.2f} % of the fake images classified as their label"))
     return lines
 
 

@@ -1,5 +1,7 @@
 """The forms of -o: a folder of PNGs, one picture, an animation, tensors in a file or on stdout."""
 
+import csv
+import io as stdio
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -106,11 +108,17 @@ class Folder:
         """Write one (C, H, W) image."""
         save_png(self.name(index), picture(image), {**about, "index": index})
 
-    def finish(self, n: int) -> None:
-        """Write grid.png of the first pictures and name the folder on stdout."""
+    def finish(self, n: int, classes: Callable[[int], str] | None = None) -> None:
+        """Write grid.png of the first pictures, and metadata.csv where they have classes."""
         dist.barrier()
         if not dist.is_main():
             return
+        if classes is not None:
+            table = stdio.StringIO()
+            rows = csv.writer(table, lineterminator="\n")
+            rows.writerow(("file_name", "label"))
+            rows.writerows((self.name(i).name, classes(i)) for i in range(n))
+            io.write_text(self.path / "metadata.csv", table.getvalue())
         shown = []
         for index in range(min(n, GRID)):
             with Image.open(self.name(index)) as image:
@@ -180,11 +188,13 @@ def deliver(
     batch_size: int,
     fresh: bool = False,
     as_json: bool = False,
+    classes: Callable[[int], str] | None = None,
 ) -> None:
     """Make examples 0 … n - 1 in batches, shared out over the processes, and put them where -o says.
 
     draw: indices (B,) -> (B, C, H, W). settings: what the examples are a function of; a folder keeps
-    those that it has. wrap: all tensors -> the record for a file or stream.
+    those that it has. wrap: all tensors -> the record for a file or stream. classes: the class of an
+    example, for the pictures' own record and the folder's metadata.csv.
     """
     folder = Folder(out.path, settings, fresh) if out.form == "folder" else None
     todo = folder.missing(n) if folder else list(range(n))
@@ -198,12 +208,12 @@ def deliver(
             x = draw(padded)[: len(index)]
             if folder:
                 for i, image in zip(index.tolist(), x):
-                    folder.add(i, image, about)
+                    folder.add(i, image, {**about, **({"class": classes(i)} if classes else {})})
             else:
                 rows.append(x.cpu())
             meter.update(meter.done + len(index))
     if folder:
-        folder.finish(n)
+        folder.finish(n, classes)
         report_folder(out, len(todo), n, as_json)
         return
     z = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0))

@@ -6,28 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from genkit import dist, machine
+from genkit import dist, io, machine
 from genkit.config import arg, to_dict
-from genkit.diffusion.denoiser import Denoise, Denoiser, bind, clipped
-from genkit.diffusion.samplers import VARIANCES, Step, ddim, ddpm
-from genkit.diffusion.schedules import SPACINGS, times
+from genkit.diffusion.denoiser import Denoiser, clipped
+from genkit.diffusion.samplers import Step
+from genkit.diffusion.schedules import times
 from genkit.errors import InputError
-from genkit.io.images import tile
+from genkit.io.images import gif_bytes, tile
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 from genkit.models.prior import draw_prior
 from genkit.models.sampling import initial_noise, prepare, step_noise
 
 from .common import MachineConfig, PrecisionConfig, load
+from .conditions import ConditionConfig, denoise_of, labels_of, load_guide
 from .console import Meter, say
+from .methods import METHODS, SamplerConfig
 from .options import make
 from .outputs import Out, deliver, parse_out, write_animation
 from .preview import codec_for
 from .streams import read_input
 
 Draw = Callable[[Tensor], Tensor]  # indices (B,) -> (B, C, H, W) in the model's data space
+StepsOf = Callable[[Tensor], Iterator[Step]]  # indices (B,) -> the sampler's steps for them
 
 
 @dataclass(frozen=True)
@@ -53,39 +57,12 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    """How a diffusion model is sampled."""
+class TrajectoryConfig:
+    """A look at the way."""
 
-    steps: int = arg(50, "Network evaluations.", min=1, panel="Sampler")
-    spacing: str = arg("trailing", "How the times are spaced.", choices=SPACINGS, panel="Sampler")
-    clip: bool | None = arg(
+    trajectory: Path | None = arg(
         None,
-        "Keep each predicted image in [-1, 1]; default: yes for images, no for latents and for --noise.",
-        panel="Sampler",
-    )
-    noise: str | None = arg(
-        None, "Start from this noise file (`genkit invert`) instead of the seed.", panel="Sampler"
-    )
-
-
-@dataclass(frozen=True)
-class DdimConfig(DiffusionConfig):
-    """DDIM's own choice."""
-
-    eta: float = arg(
-        0.0, "Share of DDPM's noise: 0 deterministic, 1 as much as DDPM.", min=0.0, max=1.0, panel="Sampler"
-    )
-
-
-@dataclass(frozen=True)
-class DdpmSamplerConfig(DiffusionConfig):
-    """DDPM's own choices."""
-
-    steps: int = arg(1000, "Network evaluations.", min=1, panel="Sampler")
-    variance: str = arg(
-        "small",
-        "Variance of a step: the posterior's, the forward step's, or none.",
-        choices=VARIANCES,
+        "Also write this GIF: x_t of 8 images, and below it the image predicted from it.",
         panel="Sampler",
     )
 
@@ -95,18 +72,19 @@ def command(name: str) -> Any:
     if name == "prior":
         help = "From the prior of an autoencoder: standard normal codes, decoded."
         return make(_prior, SampleConfig, PrecisionConfig, command="sample prior", help=help)
-    config = {"ddim": DdimConfig, "ddpm": DdpmSamplerConfig}[name]
+    method = METHODS[name]
 
-    def body(sample: SampleConfig, sampler: DiffusionConfig, run: MachineConfig) -> None:
-        _diffusion(name, sample, sampler, run)
+    def body(
+        sample: SampleConfig,
+        sampler: SamplerConfig,
+        film: TrajectoryConfig,
+        condition: ConditionConfig,
+        run: MachineConfig,
+    ) -> None:
+        _diffusion(name, sample, sampler, film, condition, run)
 
-    return make(body, SampleConfig, config, MachineConfig, command=f"sample {name}", help=HELP[name])
-
-
-HELP = {
-    "ddim": "DDIM (Song et al. 2021): few steps, deterministic at --eta 0.",
-    "ddpm": "Ancestral sampling (Ho et al. 2020), on all steps or a thinned chain.",
-}
+    groups = (SampleConfig, method.config, TrajectoryConfig, ConditionConfig, MachineConfig)
+    return make(body, *groups, command=f"sample {name}", help=method.help)
 
 
 def _prior(sample: SampleConfig, run: PrecisionConfig) -> None:
@@ -137,7 +115,14 @@ def _prior(sample: SampleConfig, run: PrecisionConfig) -> None:
         dist.stop()
 
 
-def _diffusion(name: str, sample: SampleConfig, sampler: DiffusionConfig, run: MachineConfig) -> None:
+def _diffusion(
+    name: str,
+    sample: SampleConfig,
+    sampler: SamplerConfig,
+    film: TrajectoryConfig,
+    condition: ConditionConfig,
+    run: MachineConfig,
+) -> None:
     machine.tune_allocator()
     out = parse_out(sample.out or f"{name}.png")
     device = machine.pick_device(run.device)
@@ -145,6 +130,9 @@ def _diffusion(name: str, sample: SampleConfig, sampler: DiffusionConfig, run: M
     loaded = load(sample.model, f"sample {name}", noise.model if noise else "")
     if noise is not None:
         sample = replace(sample, count=_check_noise(noise, sample, sampler, loaded))
+    labels = labels_of(loaded, condition, torch.arange(sample.count))
+    if noise is not None and noise.labels is not None and condition.label is None and labels is not None:
+        labels = noise.labels[: sample.count]
     settings = {
         "method": name,
         "seed": sample.seed,
@@ -152,19 +140,37 @@ def _diffusion(name: str, sample: SampleConfig, sampler: DiffusionConfig, run: M
         "noise": noise.sha256 if noise else None,
         "precision": machine.resolve_precision(run.precision, device),
         "model": loaded.checkpoint.sha256,
+        **_asked(condition, loaded, labels),
     }
     dist.start(device)
     try:
-        steps_of = stepper(loaded, sampler, sample, run, device, noise.z if noise else None)
+        make_ready(loaded, run, device, sample.count * sampler.steps)
+        steps_of = stepper(name, loaded, sampler, condition, sample.seed, device, labels, noise)
+        if film.trajectory is not None:
+            _trajectory(steps_of, loaded, film.trajectory, sample, sampler.steps, device)
         if out.form == "gif":
-            _animate(steps_of, loaded, out, sample, sampler, device)
+            _animate(steps_of, loaded, out, sample, sampler.steps, device)
         else:
-            _deliver(lambda index: last(steps_of(index)).x, loaded, out, sample, run, settings)
+            draw: Draw = lambda index: last(steps_of(index)).x  # noqa: E731
+            _deliver(draw, loaded, out, sample, run, settings, labels)
     finally:
         dist.stop()
 
 
-def _check_noise(noise: Latents, sample: SampleConfig, sampler: DiffusionConfig, loaded: Loaded) -> int:
+def _asked(condition: ConditionConfig, loaded: Loaded, labels: Tensor | None) -> dict[str, Any]:
+    """What a folder must share with new pictures of the condition; nothing for a model without classes."""
+    if labels is None:
+        return {}
+    guide = condition.classifier and load_guide(condition.classifier, loaded).checkpoint.sha256
+    return {
+        "label": condition.label,
+        "guidance": condition.guidance,
+        "guidance_interval": list(condition.guidance_interval),
+        "classifier": guide,
+    }
+
+
+def _check_noise(noise: Latents, sample: SampleConfig, sampler: SamplerConfig, loaded: Loaded) -> int:
     """How many images the noise file gives; -n may ask for fewer.
 
     Raises:
@@ -187,47 +193,67 @@ def last(steps: Iterator[Step]) -> Step:
     return final
 
 
-def stepper(
-    loaded: Loaded,
-    sampler: DiffusionConfig,
-    sample: SampleConfig,
-    run: MachineConfig,
-    device: torch.device,
-    start: Tensor | None,
-) -> Callable[[Tensor], Iterator[Step]]:
-    """indices -> the sampler's steps for them, on a model made ready for `device`.
+def make_ready(loaded: Loaded, run: MachineConfig, device: torch.device, evaluations: int) -> None:
+    """Bring the model to `device` in the precision asked for, compiled where so many evaluations pay it."""
+    assert isinstance(loaded.module, Denoiser)
+    many = device.type == "cuda" and evaluations > 4 * run.batch_size
+    precision = machine.resolve_precision(run.precision, device)
+    prepare(loaded.module, device, precision, run.compile if run.compile is not None else many)
 
-    start: (N, *S) noise to begin from instead of the seed's.
+
+def stepper(
+    name: str,
+    loaded: Loaded,
+    sampler: SamplerConfig,
+    condition: ConditionConfig,
+    seed: int,
+    device: torch.device,
+    labels: Tensor | None = None,
+    noise: Latents | None = None,
+) -> StepsOf:
+    """indices (B,) -> the steps of method `name` for them; the model is ready for `device` already.
+
+    labels: (n,) classes of all images; noise: what to begin from instead of the seed.
     """
     model = loaded.module
     assert isinstance(model, Denoiser)
-    schedule, shape, seed = model.schedule, loaded.info.shape, sample.seed
-    precision = machine.resolve_precision(run.precision, device)
-    many = device.type == "cuda" and sample.count * sampler.steps > 4 * run.batch_size
-    prepare(model, device, precision, run.compile if run.compile is not None else many)
-    clip = sampler.clip if sampler.clip is not None else loaded.info.kind == "images" and start is None
-    denoise: Denoise = clipped(bind(model), schedule) if clip else bind(model)
-    path = times(sampler.steps, sampler.spacing)
+    schedule, shape = model.schedule, loaded.info.shape
+    clip = clips(sampler, loaded, noise is not None)
+    path = times(sampler.steps, sampler.spacing, schedule=schedule)
 
     def steps_of(index: Tensor) -> Iterator[Step]:
-        index = index.to(device)
-        x = (
-            initial_noise(schedule, seed, index, shape, path)
-            if start is None
-            else start[index.cpu()].to(device)
-        )
-        noise = step_noise(seed, index, shape)
+        chosen = labels[index.cpu()] if labels is not None else None
+        denoise = denoise_of(loaded, condition, chosen, device)
+        if clip:
+            denoise = clipped(denoise, schedule)
+        at = index.to(device)
+        if noise is None:
+            x = initial_noise(schedule, seed, at, shape, path)
+        else:
+            x = noise.z[index.cpu()].to(device)
         with torch.inference_mode():
-            if isinstance(sampler, DdimConfig):
-                yield from ddim(denoise, schedule, x, path, eta=sampler.eta, noise=noise)
-            elif isinstance(sampler, DdpmSamplerConfig):
-                yield from ddpm(denoise, schedule, x, path, variance=sampler.variance, noise=noise)
+            fresh = step_noise(seed, at, shape)
+            yield from METHODS[name].run(sampler, denoise, schedule, x, path, fresh)
 
     return steps_of
 
 
+def clips(sampler: SamplerConfig, loaded: Loaded, inverted: bool) -> bool:
+    """Whether predicted images are kept in [-1, 1]: as asked, as the checkpoint says, or for images."""
+    if sampler.clip is not None:
+        return sampler.clip
+    usual = getattr(loaded.config, "clip", None)
+    return (loaded.info.kind == "images" if usual is None else bool(usual)) and not inverted
+
+
 def _deliver(
-    draw: Draw, loaded: Loaded, out: Out, sample: SampleConfig, run: PrecisionConfig, settings: dict[str, Any]
+    draw: Draw,
+    loaded: Loaded,
+    out: Out,
+    sample: SampleConfig,
+    run: PrecisionConfig,
+    settings: dict[str, Any],
+    labels: Tensor | None = None,
 ) -> None:
     """Draw what is still missing and put it where -o says; pictures of latents go through their codec."""
     device = machine.pick_device(run.device)
@@ -240,47 +266,71 @@ def _deliver(
         sample.count,
         out,
         settings,
-        lambda z: as_latents(z, loaded, settings),
+        lambda z: as_latents(z, loaded, settings, labels),
         batch_size=run.batch_size,
         fresh=sample.fresh,
         as_json=sample.json,
+        classes=(lambda i: loaded.info.classes[labels[i]]) if labels is not None else None,
     )
 
 
-def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any]) -> Latents:
+def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any], labels: Tensor | None = None) -> Latents:
     """What a model drew, with what `decode` needs to know of it."""
     info, model = loaded.info, loaded.checkpoint.sha256
+    classes = info.classes if labels is not None else ()
     if info.kind == "images":
-        return Latents(z, "images", model=model, extra=extra)
+        return Latents(z, "images", labels, model=model, classes=classes, extra=extra)
     shift, scale = (torch.tensor(v).reshape(-1, 1, 1) for v in (info.shift, info.scale))
     return Latents(
         z * scale + shift,
         "latents",
+        labels,
         shift=info.shift,
         scale=info.scale,
         codec=info.codec,
         model=model,
+        classes=classes,
         extra=extra,
     )
 
 
+def _film(
+    label: str, steps_of: StepsOf, n: int, total: int, show: Callable[[Step], Tensor]
+) -> list[Image.Image]:
+    """At most some 50 frames of the steps of the first n images; show: a step -> what its frame shows."""
+    frames = []
+    with Meter(label, total) as meter:
+        for k, step in enumerate(steps_of(torch.arange(n))):
+            frames.append(tile(show(step).cpu(), least=256))
+            meter.update(k + 1)
+    stride = max(1, len(frames) // 50)
+    return [*frames[:-1:stride], frames[-1]]
+
+
 def _animate(
-    steps_of: Callable[[Tensor], Iterator[Step]],
-    loaded: Loaded,
-    out: Out,
-    sample: SampleConfig,
-    sampler: DiffusionConfig,
-    device: torch.device,
+    steps_of: StepsOf, loaded: Loaded, out: Out, sample: SampleConfig, total: int, device: torch.device
 ) -> None:
     """The grid of x_t on its way from noise to images."""
     show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
-    frames = []
     n = min(sample.count, 64)
     if n < sample.count:
         say(f"the animation shows the first {n} of {sample.count}")
-    with Meter("sample", sampler.steps) as meter:
-        for k, step in enumerate(steps_of(torch.arange(n))):
-            frames.append(tile(show(step.x.clamp(-3, 3)).cpu(), least=256))
-            meter.update(k + 1)
-    stride = max(1, len(frames) // 50)
-    write_animation(out, [*frames[:-1:stride], frames[-1]], sample.json)
+    frames = _film("animate", steps_of, n, total, lambda step: show(step.x.clamp(-3, 3)))
+    write_animation(out, frames, sample.json)
+
+
+def _trajectory(
+    steps_of: StepsOf, loaded: Loaded, path: Path, sample: SampleConfig, total: int, device: torch.device
+) -> None:
+    """A GIF of x_t, and below each image the x0 predicted from it."""
+    out = parse_out(str(path), ("gif",))
+    show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
+
+    def frame(step: Step) -> Tensor:
+        above, below = show(step.x.clamp(-3, 3)), show(step.x0)
+        return torch.cat([half for pair in zip(above.split(8), below.split(8)) for half in pair])
+
+    frames = _film("trajectory", steps_of, min(sample.count, 8), total, frame)
+    if dist.is_main():
+        io.write_bytes(out.path, gif_bytes(frames))
+        say(f"trajectory: {out.path}")

@@ -11,8 +11,11 @@ from .targets import input_scale, solve
 
 
 class Prediction(NamedTuple):
-    """x0, eps: shaped like x, float32. var: log-variance interpolation of Nichol & Dhariwal 2021 (eq. 15),
-    or None."""
+    """x0, eps: shaped like x, float32.
+
+    var: where the model learned a variance, the share v in [0, 1] of the forward step's in log variance =
+    v log(large) + (1 - v) log(small) (Nichol & Dhariwal 2021, eq. 15), shaped like x; else None.
+    """
 
     x0: Tensor
     eps: Tensor
@@ -23,37 +26,70 @@ Denoise = Callable[[Tensor, Tensor], Prediction]  # (x, t) with every condition 
 
 
 def expand(values: Tensor, x: Tensor) -> Tensor:
-    """`values` () or (B,) in x's type, shaped to broadcast against x (B, …).
+    """`values` () or (B,), shaped to broadcast against x (B, …) and to leave its type as it is.
 
-    A 0-dim tensor stays on the CPU, where arithmetic with a device tensor needs no copy and no sync.
+    A 0-dim tensor stays on the CPU, where arithmetic with a device tensor needs no copy and no sync, and in
+    float64, in which alpha and sigma near the ends keep the digits that solving for x0 and eps needs.
     """
     if values.ndim == 0:
-        return values.to(x.dtype)
+        return values
     return values.to(x.device, x.dtype).reshape(values.shape + (1,) * (x.ndim - 1))
 
 
 class Denoiser(nn.Module):
-    """network(x (B, *S), level (B,), cond) -> (B, *S) with its schedule, its target and the data's spread."""
+    """network(x (B, *S), level (B,), cond) -> (B, *S) with its schedule, its target and the data's spread.
 
-    def __init__(self, network: nn.Module, schedule: Schedule, target: str, data_std: float = 1.0) -> None:
+    classes: how many the network knows; index `classes` is the null class, and 0 means no condition.
+    learn_variance: the network answers with 2 C channels, the second half the logit of `Prediction.var`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        target: str,
+        data_std: float = 1.0,
+        *,
+        classes: int = 0,
+        learn_variance: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
         self.schedule = schedule
         self.target = target
         self.data_std = data_std
+        self.classes = classes
+        self.learn_variance = learn_variance
 
-    def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        """The network's raw output in the target's units, float32. x: (B, *S); t: () or (B,)."""
+    def output(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The network's answer in the target's units, and `Prediction.var`, float32.
+
+        x: (B, *S); t: () or (B,), on x's device or the CPU; cond: (B,) int64 labels, or (B, E) embeddings of
+        them; None is the null class.
+        """
         alpha, sigma = (expand(f(t), x) for f in (self.schedule.alpha, self.schedule.sigma))
         scaled = x * input_scale(self.target, alpha, sigma, self.data_std)
         level = self.schedule.embed(t).to(torch.float32).expand(len(x))
-        return self.network(scaled, level.to(x.device), cond).float()
+        y = self.network(scaled, level.to(x.device), cond).float()
+        if not self.learn_variance:
+            return y, None
+        y, raw = y.chunk(2, dim=1)
+        # Nichol & Dhariwal's network answers in [-1, 1] unbounded; so does this one, and their weights fit
+        return y, 0.5 * (raw + 1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Prediction:
-        """The prediction at time t. x: (B, *S); t: () or (B,), on x's device or the CPU."""
-        y = self.output(x, t, cond)
+        """The prediction at time t; arguments as for `output`."""
+        y, var = self.output(x, t, cond)
         alpha, sigma = (expand(f(t), x) for f in (self.schedule.alpha, self.schedule.sigma))
-        return Prediction(*solve(y, x, alpha, sigma, self.target, self.data_std))
+        return Prediction(*solve(y, x, alpha, sigma, self.target, self.data_std), var)
+
+    def null(self, n: int) -> Tensor:
+        """(n,) int64 labels of the null class."""
+        return torch.full((n,), self.classes, dtype=torch.int64)
+
+    def embed(self, label: Tensor) -> Tensor:
+        """(B, E) float32 embeddings of (B,) labels, which may stand in their place as a condition."""
+        return self.network.embed_label(label).float()  # type: ignore[operator]
 
 
 def clipped(denoise: Denoise, schedule: Schedule, low: float = -1.0, high: float = 1.0) -> Denoise:

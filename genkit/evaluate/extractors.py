@@ -38,6 +38,7 @@ class Extractor:
     note: str  # how images are brought to the size and the channels of the network
     device: torch.device
     apply: Callable[[Tensor], Features]
+    names: tuple[str, ...] = ()  # of the classes, where they are those of a data set
 
     def __call__(self, images: Tensor) -> Features:
         """The features of uint8 images (B, 1 or 3, H, W), computed in float32 without autocast or TF32."""
@@ -105,7 +106,7 @@ def classifier(module: nn.Module, info: Info, sha256: str, device: torch.device)
     dim, classes = _probe(apply, info, device, type(module).__name__)
     note = f"{width}x{height} (bilinear, antialiased, where the size differs), "
     note += "colour becomes grey by luma" if channels == 1 else "grey becomes RGB"
-    return Extractor(f"{CLASSIFIER}/{dim} sha256:{sha256}", dim, classes, note, device, apply)
+    return Extractor(f"{CLASSIFIER}/{dim} sha256:{sha256}", dim, classes, note, device, apply, info.classes)
 
 
 def _probe(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
+import torch
+
 from .. import dist
 from ..data.source import ImageSource
 from ..errors import InputError, unknown
@@ -40,6 +42,7 @@ class Scores(NamedTuple):
     isc: float | None = None
     isc_std: float | None = None
     confident: float | None = None
+    accuracy: float | None = None  # share of labelled fake images that the classifier gives their label
     entropy: float | None = None
     classes: float | None = None
     warnings: tuple[str, ...] = ()
@@ -84,7 +87,19 @@ def score(
     ours, theirs = obtain(fake, False), obtain(real, cache)
     if not dist.is_main():
         return None
-    return compare(ours.statistics, theirs.statistics, extractor, metrics, seed=seed, notes=theirs.notes)
+    scores = compare(ours.statistics, theirs.statistics, extractor, metrics, seed=seed, notes=theirs.notes)
+    return scores._replace(accuracy=_accuracy(fake, ours.statistics, extractor))
+
+
+def _accuracy(fake: ImageSource | Statistics, found: Statistics, extractor: Extractor | None) -> float | None:
+    """The share of `fake` that a classifier gives its own label, where both know the classes by one name."""
+    if isinstance(fake, Statistics) or fake.labels is None or found.logits is None or extractor is None:
+        return None
+    if not set(fake.info.classes) <= set(extractor.names):
+        return None
+    index = torch.tensor([extractor.names.index(name) for name in fake.info.classes])
+    answer = found.logits.argmax(dim=1).cpu()
+    return (answer == index[fake.labels[: len(answer)]]).double().mean().item()
 
 
 def compare(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -74,6 +74,20 @@ def tile(x: Tensor, columns: int | None = None, gap: int = 2, least: int = 448) 
     for i in range(n):
         cell = picture(x[i]).resize((w * factor, h * factor), Image.Resampling.NEAREST)
         canvas.paste(cell, (gap + (i % columns) * cell_w, gap + (i // columns) * cell_h))
+    return canvas
+
+
+def labelled(pictures: Sequence[Image.Image], titles: Sequence[str], columns: int) -> Image.Image:
+    """One picture of equally large `pictures` in rows, each below its title."""
+    font, strip = ImageFont.load_default(14), 22
+    width = max(*(p.width for p in pictures), *(math.ceil(font.getlength(t)) + 12 for t in titles))
+    height = max(p.height for p in pictures) + strip
+    canvas = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (image, title) in enumerate(zip(pictures, titles, strict=True)):
+        left, top = (i % columns) * width, (i // columns) * height
+        draw.text((left + 6, top + 3), title, fill="black", font=font)
+        canvas.paste(image, (left, top + strip))
     return canvas
 
 

@@ -26,6 +26,9 @@ class ClassifierConfig:
         min=0,
         panel="Loss",
     )
+    noise_conditioned: bool = arg(
+        False, "Learn noisy images too, told how noisy: for `sample --classifier`.", panel="Loss"
+    )
     smoothing: float = arg(0.0, "Label smoothing (Szegedy et al. 2016).", min=0.0, max=0.99, panel="Loss")
 
 
@@ -42,13 +45,13 @@ def build(config: ClassifierConfig, info: Info) -> ConvNet:
         )
     channels, height, width = info.shape
     stride = 2 if max(height, width) > 16 else 1
-    return ConvNet(channels, len(info.classes), config.width, config.blocks, stride)
+    return ConvNet(channels, len(info.classes), config.width, config.blocks, stride, config.noise_conditioned)
 
 
 def objective(module: nn.Module, config: ClassifierConfig, info: Info) -> Classification:
     """Cross-entropy of `module`."""
     most = min(info.shape[1:]) // 14 if config.shift is None else config.shift
-    return Classification(module, config.smoothing, most)
+    return Classification(module, config.smoothing, most, config.noise_conditioned)
 
 
 register(

@@ -17,7 +17,8 @@ def initial_noise(
 ) -> Tensor:
     """(B, *shape) x at times[0] of images `index` (B,) of `seed`."""
     # variance-preserving models start from unit noise even where the first time is below 1, as the papers do
-    scale = 1.0 if schedule.prior_scale == 1 else schedule.sigma(times[0]).item()
+    alpha, sigma = schedule.alpha(times[0]).item(), schedule.sigma(times[0]).item()
+    scale = 1.0 if abs(alpha**2 + sigma**2 - 1) < 1e-6 else sigma
     return scale * rng.normal(seed, rng.INITIAL, index, shape)
 
 
@@ -36,6 +37,10 @@ class Lowered(nn.Module):
     def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
         """network(x, level, cond); the level stays float32, where bf16 would merge neighbouring times."""
         return self.network(x.to(torch.bfloat16), level, cond).float()
+
+    def embed_label(self, label: Tensor) -> Tensor:
+        """(B, E) float32 embeddings of (B,) labels."""
+        return self.network.embed_label(label).float()  # type: ignore[operator]
 
 
 def prepare(model: Denoiser, device: torch.device, precision: str, compiled: bool) -> Denoiser:

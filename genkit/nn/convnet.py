@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import group_norm, sinusoid, zero
+from .norm import norm_silu
 
 
 class Residual(nn.Module):
@@ -24,10 +25,9 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W), embedding: (B, E) where the block was built for one -> (B, C, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        if self.embed is not None:
-            h = h + self.embed(embedding)[:, :, None, None]
-        return x + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(norm_silu(self.norm1, x))
+        e = self.embed(embedding) if self.embed is not None else None
+        return x + self.conv2(norm_silu(self.norm2, h, added=e))
 
 
 class ConvNet(nn.Module):
@@ -65,20 +65,18 @@ class ConvNet(nn.Module):
     def features(self, x: Tensor, noise_level: Tensor | None = None) -> Tensor:
         """(B, feature_dim) float32: what the last linear layer sees.
 
-        x: (B, C, H, W) in [-1, 1]; noise_level: (B,) in [0, 1], for a conditional network and only for one.
+        x: (B, C, H, W) in [-1, 1]; noise_level: (B,) in [0, 1], for a conditional network only, where None
+        is 0: clean images.
 
         Raises:
-            ValueError: the noise level is missing, or was given to a network that takes none.
+            ValueError: a noise level was given to a network that takes none.
         """
-        if (noise_level is None) != (self.embed is None):
-            raise ValueError(
-                "this classifier takes no noise_level; build it with conditional=True"
-                if self.embed is None
-                else "this classifier needs the noise_level of its images: 0 for clean ones"
-            )
+        if noise_level is not None and self.embed is None:
+            raise ValueError("this classifier takes no noise_level; build it with conditional=True")
         e = None
-        if self.embed is not None and noise_level is not None:
-            e = self.embed(sinusoid(1000.0 * noise_level, self.feature_dim))
+        if self.embed is not None:
+            level = x.new_zeros(len(x)) if noise_level is None else noise_level
+            e = self.embed(sinusoid(1000.0 * level, self.feature_dim))
         for resize, blocks in zip(self.resize, self.scales):
             x = resize(x)
             for block in blocks:  # type: ignore[attr-defined]

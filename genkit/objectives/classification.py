@@ -28,11 +28,15 @@ class Classification(Objective):
 
     smoothing: share of the label's probability spread over all classes (Szegedy et al. 2016), in training.
     most: pixels by which training images are shifted at random, at most; 0 leaves them as they are.
+    noisy: mix noise in: x cos(a) + eps sin(a), the angle a uniform on [0, pi / 2] and told to the model in
+    units of pi / 2. Every schedule's x_t is of this form up to a factor, so one classifier guides them all.
     """
 
-    def __init__(self, model: nn.Module, smoothing: float = 0.0, most: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, smoothing: float = 0.0, most: int = 0, noisy: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.smoothing, self.most = model, smoothing, most
+        self.model, self.smoothing, self.most, self.noisy = model, smoothing, most, noisy
 
     def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
         """Cross-entropy on shifted images; logs it and the share of images classified right.
@@ -41,17 +45,23 @@ class Classification(Objective):
             ValueError: the batch has no labels.
         """
         x = shift(batch.x, noise.uniform(rng.SHIFT, (2,)), self.most) if self.most else batch.x
-        return self._loss(x, batch.label, self.smoothing)
+        level = noise.uniform(rng.TIME) if self.noisy else None
+        if level is not None:
+            angle = (0.5 * torch.pi * level)[:, None, None, None]
+            x = x * torch.cos(angle) + noise.normal(rng.EPS, tuple(x.shape[1:])) * torch.sin(angle)
+        return self._loss(x, batch.label, self.smoothing, level)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """Cross-entropy and accuracy on the images as they are, against the labels as they are."""
         return self._loss(batch.x, batch.label, 0.0).logs
 
-    def _loss(self, x: Tensor, label: Tensor | None, smoothing: float) -> Loss:
+    def _loss(
+        self, x: Tensor, label: Tensor | None, smoothing: float, level: Tensor | None = None
+    ) -> Loss:
         if label is None:
             raise ValueError("a classifier needs labels and this batch has none")
-        logits = self.model(x).float()
+        logits = (self.model(x) if level is None else self.model(x, level)).float()
         total = F.cross_entropy(logits, label, label_smoothing=smoothing)
         accuracy = (logits.argmax(dim=1) == label).float().mean()
         return Loss(total, {"loss": total.detach(), "accuracy": accuracy})

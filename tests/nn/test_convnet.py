@@ -42,7 +42,7 @@ def test_an_image_is_judged_alone():
 
 
 def test_noise_level_goes_with_conditional():
-    """Oracle: a conditional network's answer depends on the level, which it needs; a plain one refuses it."""
+    """Oracle: a conditional network's answer depends on the level, 0 by default; a plain one refuses it."""
     torch.manual_seed(0)
     net = ConvNet(1, 5, width=8, conditional=True)
     for block in net.modules():
@@ -50,7 +50,6 @@ def test_noise_level_goes_with_conditional():
             torch.nn.init.normal_(block.conv2.weight, std=0.1)
     x = torch.randn(2, 1, 28, 28)
     assert not torch.allclose(net(x, torch.zeros(2)), net(x, torch.full((2,), 0.5)))
-    with pytest.raises(ValueError, match="needs the noise_level"):
-        net(x)
+    assert torch.equal(net(x), net(x, torch.zeros(2)))
     with pytest.raises(ValueError, match="takes no noise_level"):
         ConvNet(1, 5, width=8)(x, torch.zeros(2))

@@ -1,0 +1,153 @@
+"""What a model is asked for: classes, and how strongly. Shared by sample, invert, inpaint and interpolate."""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genkit.config import arg
+from genkit.diffusion.denoiser import Denoise, Denoiser, bind
+from genkit.diffusion.guidance import Null, classifier, classifier_free, label_log_prob
+from genkit.errors import InputError, unknown
+from genkit.models.load import Loaded, load_model
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """Which classes, and how strongly they are meant."""
+
+    label: str | None = arg(
+        None,
+        "Classes to draw, in turn: 3, or 0-9, or 1,3,5, or their names; default: all that the model knows.",
+        panel="Guidance",
+    )
+    guidance: float = arg(
+        1.0,
+        "How strongly the class is meant: 1 as trained, 0 not at all, above 1 more than real; "
+        "with --classifier the scale of its gradient.",
+        min=0.0,
+        panel="Guidance",
+    )
+    guidance_interval: tuple[float, ...] = arg(
+        (0.0, 1.0), "Times between which guidance acts; 0 is data, 1 noise.", min=0, max=1, panel="Guidance"
+    )
+    classifier: Path | None = arg(
+        None, "Guide by this classifier (trained with --noise-conditioned) instead.", panel="Guidance"
+    )
+
+
+def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
+    """The classes that `3`, `0-9`, `1,3,5` or their names write, as numbers.
+
+    A name comes first where it is also a number: the classes of MNIST are called 0 … 9.
+
+    Raises:
+        InputError: for a class that is not there.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        part = part.strip()
+        ends = re.fullmatch(r"(\d+)-(\d+)", part)
+        if part in classes:
+            found.append(classes.index(part))
+        elif ends:
+            found += range(int(ends[1]), int(ends[2]) + 1)
+        elif part.isdigit():
+            found.append(int(part))
+        else:
+            raise unknown("class", part, classes)
+    if not found:
+        raise InputError(f"--label {text} names no class; write it as 0-9 or 1,3,5")
+    if wrong := [k for k in found if k >= len(classes)]:
+        raise InputError(
+            f"--label {wrong[0]} is out of range: the model knows {len(classes)} classes, from 0"
+        )
+    return found
+
+
+def classes_of(loaded: Loaded, config: ConditionConfig) -> tuple[str, ...]:
+    """The names of the classes that can be asked for; empty without any.
+
+    Raises:
+        InputError: classes or guidance are asked of a model that has none, or the interval is no interval.
+    """
+    low_high = config.guidance_interval
+    if len(low_high) != 2 or low_high[0] > low_high[1]:
+        raise InputError(f"--guidance-interval must be two rising times such as 0.2,0.8, got {low_high}")
+    if config.classifier is not None:
+        return load_guide(config.classifier, loaded).info.classes
+    model = loaded.module
+    if isinstance(model, Denoiser) and model.classes:
+        return loaded.info.classes or tuple(str(i) for i in range(model.classes))
+    asked = "--label" if config.label is not None else "--guidance" if config.guidance != 1 else None
+    if asked:
+        raise InputError(
+            f"{asked} needs a class-conditional model and {loaded.checkpoint.path} is none; train one with "
+            "--class-conditional, or guide by --classifier"
+        )
+    return ()
+
+
+def labels_of(loaded: Loaded, config: ConditionConfig, index: Tensor) -> Tensor | None:
+    """(B,) classes of images `index` (B,): those asked for, in turn; None for a model without classes."""
+    classes = classes_of(loaded, config)
+    if not classes:
+        return None
+    chosen = range(len(classes)) if config.label is None else parse_labels(config.label, classes)
+    return torch.tensor(chosen)[index.cpu() % len(chosen)]
+
+
+def denoise_of(
+    loaded: Loaded,
+    config: ConditionConfig,
+    labels: Tensor | None,
+    device: torch.device,
+    null: Null | None = None,
+) -> Denoise:
+    """The model with its condition bound and guided as asked, for a batch of images of classes `labels` (B,).
+
+    null: what stands for no class, where it is not the model's own (null-text inversion).
+    """
+    model: Any = loaded.module
+    classes_of(loaded, config)
+    if labels is None:
+        return bind(model)
+    cond = labels.to(device)
+    nothing = model.null(len(labels)).to(device) if model.classes else None
+    interval = (config.guidance_interval[0], config.guidance_interval[1])
+    if config.classifier is None:
+        return classifier_free(model, cond, nothing if null is None else null, config.guidance, interval)
+    guide: Any = load_guide(config.classifier, loaded).module.to(device)
+    log_prob = label_log_prob(guide, model.schedule, cond)
+    return classifier(bind(model, nothing), model.schedule, log_prob, config.guidance, interval)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path) -> Loaded:
+    return load_model(path)
+
+
+def load_guide(path: Path, loaded: Loaded) -> Loaded:
+    """The classifier at `path`, which can guide `loaded`.
+
+    Raises:
+        InputError: it is no classifier, not conditioned on noise, or of other data.
+    """
+    guide = _load(path)
+    if guide.checkpoint.model != "classifier":
+        raise InputError(f"--classifier {path} is a {guide.checkpoint.model}, not a classifier")
+    if not guide.config.noise_conditioned:
+        raise InputError(
+            f"--classifier {path} has seen clean images only; train one with --noise-conditioned"
+        )
+    mine, theirs = loaded.info, guide.info
+    if (mine.kind, mine.shape, mine.codec) != (theirs.kind, theirs.shape, theirs.codec):
+        raise InputError(
+            f"--classifier {path} knows {theirs.kind} of shape {theirs.shape}, and the model makes "
+            f"{mine.kind} of shape {mine.shape}; train it on the model's data ({mine.name})"
+        )
+    return guide
