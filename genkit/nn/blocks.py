@@ -1,37 +1,16 @@
 """Layers shared by the U-Net: residual blocks, attention, resizing, embedding of the noise level."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norm import GroupNorm as GroupNorm
+from .norm import group_norm, norm_silu
 
-class GroupNorm(nn.GroupNorm):
-    """torch's group norm, without its slow path.
-
-    On a CPU torch normalises channels-last maps several times slower in groups of few channels than
-    either the contiguous layout or a single group (10.4 against 0.4 and 0.2 ms for 128 x 64 x 14 x 14 in
-    bf16 on two AVX-512 cores), so such maps are copied to the fast layout and back.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, *) -> the same shape and layout."""
-        if x.ndim != 4 or x.device.type != "cpu" or self.num_groups == 1 or torch.compiler.is_compiling():
-            return super().forward(x)
-        if x.is_contiguous():
-            return super().forward(x)
-        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-def group_norm(channels: int, groups: int = 32, eps: float = 1e-6) -> GroupNorm:
-    """Group normalisation with the most groups, at most `groups`, that divide `channels`.
-
-    A group of a single channel would erase the noise level, which enters as a constant per map; so narrow
-    layers (fewer than 2 `groups` channels) keep at least two channels a group.
-    """
-    most = min(groups, max(channels // 2, 1))
-    return GroupNorm(max(g for g in range(1, most + 1) if channels % g == 0), channels, eps=eps)
+Norm = Callable[[int], nn.Module]  # channels -> the normalisation of maps of so many channels
 
 
 def zero(module: nn.Module) -> nn.Module:
@@ -41,21 +20,25 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
-def sinusoid(x: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of `x` at width / 2 geometric frequencies from 1 to 1/10000, in float32.
+def sinusoid(x: Tensor, width: int, shift: float = 1.0, cosine_first: bool = False) -> Tensor:
+    """Sines, then cosines, of `x` at width / 2 geometric frequencies from 1 downwards, in float32.
 
-    x: (B,) -> (B, width), `width` even. Ho et al. 2020: Vaswani et al. 2017 with the last frequency exactly
-    1/10000.
+    x: (B,) -> (B, width), `width` even. Frequency i is 10000^(-i / (width / 2 - shift)): with shift 1 (Ho et
+    al. 2020) the last one is exactly 1/10000, with shift 0 it is the next of Vaswani et al. 2017.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=x.device)
-    frequency = torch.exp(steps * (-math.log(10000) / max(half - 1, 1)))
+    # multiplied, then divided, as the networks trained by diffusers round: near x = 1000 the last bit shows
+    frequency = torch.exp(steps * -math.log(10000) / max(half - shift, 1))
     angle = x.float()[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    parts = [angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()]
+    return torch.cat(parts, dim=1)
 
 
 class ResBlock(nn.Module):
     """Two 3x3 convolutions with the embedding (B, E) entering between them, plus the shortcut.
+
+    embedding: E, or None for a block that is told nothing. norm: channels -> the normalisation of so many.
 
     Ho et al. 2020, appendix B: the embedding is added. `scale_shift` makes it an affine map of the second
     norm ("AdaGN", Dhariwal & Nichol 2021). `skip_scale` multiplies the sum; 1/sqrt(2) keeps its variance
@@ -66,33 +49,34 @@ class ResBlock(nn.Module):
         self,
         channels_in: int,
         channels_out: int,
-        embedding: int,
+        embedding: int | None,
         dropout: float = 0.0,
         scale_shift: bool = False,
         skip_scale: float = 1.0,
-        groups: int = 32,
+        norm: Norm = group_norm,
     ) -> None:
         super().__init__()
         self.scale_shift, self.skip_scale = scale_shift, skip_scale
-        self.norm1 = group_norm(channels_in, groups)
+        self.norm1 = norm(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.embed = nn.Linear(embedding, channels_out * (2 if scale_shift else 1))
-        self.norm2 = group_norm(channels_out, groups)
+        told = channels_out * (2 if scale_shift else 1)
+        self.embed = nn.Linear(embedding, told) if embedding is not None else None
+        self.norm2 = norm(channels_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x: (B, channels_in, H, W), embedding: (B, E) -> (B, channels_out, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        e = self.embed(embedding)[:, :, None, None]
-        if self.scale_shift:
+        h = self.conv1(norm_silu(self.norm1, x))
+        e = self.embed(embedding) if self.embed is not None else None
+        if e is not None and self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = norm_silu(self.norm2, h, scale=scale, shift=shift)
         else:
-            h = self.norm2(h + e)
-        h = self.conv2(self.dropout(F.silu(h)))
+            h = norm_silu(self.norm2, h, added=e)
+        h = self.conv2(self.dropout(h))
         total = self.shortcut(x) + h
         return total if self.skip_scale == 1 else total * self.skip_scale
 
@@ -100,13 +84,19 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all positions of a map, with a residual connection (Ho et al. 2020).
 
-    One head unless `head_dim` is given; `skip_scale` as in `ResBlock`.
+    One head unless `head_dim` is given; `skip_scale` and `norm` as in `ResBlock`.
 
     Raises:
         ValueError: `head_dim` does not divide `channels`.
     """
 
-    def __init__(self, channels: int, head_dim: int | None = None, skip_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int | None = None,
+        skip_scale: float = 1.0,
+        norm: Norm = group_norm,
+    ) -> None:
         super().__init__()
         if head_dim is not None and (head_dim < 1 or channels % head_dim):
             raise ValueError(
@@ -114,7 +104,7 @@ class Attention(nn.Module):
             )
         self.heads = 1 if head_dim is None else channels // head_dim
         self.skip_scale = skip_scale
-        self.norm = group_norm(channels)
+        self.norm = norm(channels)
         self.query = nn.Linear(channels, channels)
         self.key = nn.Linear(channels, channels)
         self.value = nn.Linear(channels, channels)
@@ -137,16 +127,18 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """Halves height and width by a 3x3 convolution of stride 2.
 
-    Padded on the right and the bottom only, as TensorFlow does for an even size, so that DDPM's weights fit.
+    Padded on the right and the bottom only, as TensorFlow does for an even size, so that DDPM's weights fit;
+    with `centred`, on all four sides.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, centred: bool = False) -> None:
         super().__init__()
+        self.pad = (1, 1, 1, 1) if centred else (0, 1, 0, 1)
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.conv(F.pad(x, self.pad))
 
 
 class Upsample(nn.Module):
@@ -158,4 +150,19 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return F.conv_transpose2d(x, _doubling(self.conv.weight), self.conv.bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _doubling(weight: Tensor) -> Tensor:
+    """(C_in, C_out, 4, 4) kernel of the transposed convolution of stride 2 that repeats pixels, then applies
+    the 3x3 `weight` (C_out, C_in, 3, 3).
+
+    Of the nine pixels below a 3x3 kernel only four differ, so the taps that read the same one are summed
+    first: 4/9 of the multiplications.
+    """
+    taps = F.pad(weight, (1, 1, 1, 1))
+    taps = taps[..., 1:] + taps[..., :-1]
+    taps = taps[..., 1:, :] + taps[..., :-1, :]
+    return taps.flip(2, 3).transpose(0, 1)

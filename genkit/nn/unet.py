@@ -1,12 +1,42 @@
 """The U-Net of Ho et al. 2020 (DDPM), with the options that small budgets want."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Attention, Downsample, ResBlock, Upsample, group_norm, sinusoid, zero
+from .blocks import Attention, Downsample, Norm, ResBlock, Upsample, sinusoid, zero
+from .norm import GroupNorm, group_norm, norm_silu
+
+
+class Details(NamedTuple):
+    """Where U-Nets trained elsewhere differ from Ho et al. 2020, whose are the defaults."""
+
+    channels: tuple[int, ...] = ()  # of each level, instead of width * multipliers; the first is the width
+    attention_down: tuple[bool, ...] = ()  # per level, instead of by the size of the map
+    attention_up: tuple[bool, ...] = ()  # the same in the order of the way up: from the deepest level
+    embedding: int | None = None  # units of the embedding; None is 4 * width
+    exact_groups: bool = False  # `groups` exactly, even where a group then is a single channel
+    middle_groups: int | None = None  # of the middle attention's norm: None as the others', 0 no norm
+    norm_eps: float = 1e-6
+    centred: bool = False  # the halvings pad all four sides
+    cosine_first: bool = False  # see `sinusoid`
+    frequency_shift: float = 1.0  # its `shift`
+    rescale_input: bool = False  # the network reads 2 x - 1
+
+
+def make_norm(groups: int, eps: float, exact: bool) -> Norm:
+    """channels -> group norm with `groups` groups, or, unless `exact`, the most that `group_norm` allows."""
+    if exact:
+        return lambda channels: GroupNorm(groups, channels, eps=eps)
+    return lambda channels: group_norm(channels, groups, eps)
+
+
+def no_norm(channels: int) -> nn.Module:
+    """The identity, where a norm is expected."""
+    return nn.Identity()
 
 
 class Down(nn.Module):
@@ -63,6 +93,7 @@ class UNet(nn.Module):
         4x the channels, for a quarter of the work: convolutions at full resolution cost the most.
     scale_shift, skip_scale: see `ResBlock`.
     groups: of the residual blocks' norms; 1 is the fastest on a CPU.
+    details: for the weights of others, see `Details`.
 
     Raises:
         ValueError: `size` is not a multiple of patch * 2^(levels - 1), or `attention` names no level.
@@ -85,24 +116,37 @@ class UNet(nn.Module):
         scale_shift: bool = False,
         skip_scale: float = 1.0,
         groups: int = 32,
+        details: Details = Details(),  # noqa: B008  (immutable)
     ) -> None:
         super().__init__()
+        channels = list(details.channels) or [width * m for m in multipliers]
+        width = channels[0] if details.channels else width
         if width < 2 or width % 2:
             raise ValueError(f"width must be even for the sine and cosine embedding, got {width}")
-        self.width, self.patch, self.classes = width, patch, classes
-        self.factor = patch * 2 ** (len(multipliers) - 1)
+        self.width, self.patch, self.classes, self.details = width, patch, classes, details
+        self.factor = patch * 2 ** (len(channels) - 1)
         self.check_size(size, size)
-        sizes = [size // patch >> i for i in range(len(multipliers))]
+        sizes = [size // patch >> i for i in range(len(channels))]
         if strange := [s for s in attention if s not in sizes]:
             raise ValueError(f"attention sizes must be among the feature-map sizes {sizes}, got {strange}")
-        channels = [width * m for m in multipliers]
-        embedding = 4 * width
+        by_size = tuple(s in attention for s in sizes)
+        attention_down = details.attention_down or by_size
+        attention_up = details.attention_up or attention_down[::-1]
+        embedding = details.embedding or 4 * width
+        norm = make_norm(groups, details.norm_eps, details.exact_groups)
+        # the maps of attention are small: there the groups cost nothing
+        attention_norm = norm if details.exact_groups else make_norm(32, details.norm_eps, False)
+        middle_norm = attention_norm
+        if details.middle_groups is not None:
+            middle_norm = make_norm(details.middle_groups, details.norm_eps, True)
+        if details.middle_groups == 0:
+            middle_norm = no_norm
 
         def block(a: int, b: int) -> ResBlock:
-            return ResBlock(a, b, embedding, dropout, scale_shift, skip_scale, groups)
+            return ResBlock(a, b, embedding, dropout, scale_shift, skip_scale, norm)
 
-        def attend(c: int, wanted: bool) -> nn.Module:
-            return Attention(c, head_dim, skip_scale) if wanted else nn.Identity()
+        def attend(c: int, wanted: bool, norm: Norm = attention_norm) -> nn.Module:
+            return Attention(c, head_dim, skip_scale, norm) if wanted else nn.Identity()
 
         self.time = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
@@ -114,24 +158,25 @@ class UNet(nn.Module):
         for i, out in enumerate(channels):
             last = i == len(channels) - 1
             made = [block(c if j == 0 else out, out) for j in range(blocks)]
-            attentions = [attend(out, sizes[i] in attention) for _ in made]
-            self.down.append(Down(made, attentions, None if last else Downsample(out)))
+            attentions = [attend(out, attention_down[i]) for _ in made]
+            self.down.append(Down(made, attentions, None if last else Downsample(out, details.centred)))
             skips += [out] * (blocks if last else blocks + 1)
             c = out
 
-        self.middle1, self.middle_attention = block(c, c), attend(c, middle_attention)
+        self.middle1 = block(c, c)
+        self.middle_attention = attend(c, middle_attention, middle_norm)
         self.middle2 = block(c, c)
 
         self.up = nn.ModuleList()
-        for i, out in reversed(list(enumerate(channels))):
+        for k, (i, out) in enumerate(reversed(list(enumerate(channels)))):
             made = []
             for _ in range(blocks + 1):
                 made.append(block(c + skips.pop(), out))
                 c = out
-            attentions = [attend(out, sizes[i] in attention) for _ in made]
+            attentions = [attend(out, attention_up[k]) for _ in made]
             self.up.append(Up(made, attentions, Upsample(out) if i else None))
 
-        self.norm_out = group_norm(c, groups)
+        self.norm_out = norm(c)
         self.conv_out = nn.Conv2d(c, channels_out * patch**2, 3, padding=1)
         self._initialise()
 
@@ -160,11 +205,22 @@ class UNet(nn.Module):
                 f"{height}x{width}: use fewer multipliers, a smaller patch or another size"
             )
 
+    def embed_label(self, label: Tensor) -> Tensor:
+        """(B, E) embeddings of (B,) labels.
+
+        Raises:
+            ValueError: the network was built without classes.
+        """
+        if self.label is None:
+            raise ValueError("this network was built without classes (classes=0)")
+        return self.label(label)
+
     def forward(self, x: Tensor, noise_level: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output (B, channels_out, H, W) in the dtype of `x`.
 
         x: (B, channels_in, H, W). noise_level: (B,) float, the schedule's embedding of the time. label: (B,)
-        int64 in [0, classes], where `classes` is the null class; None is the null class for all.
+        int64 in [0, classes], where `classes` is the null class, or (B, E) float as by `embed_label`; None
+        is the null class for all.
 
         Raises:
             ValueError: H or W does not divide, or a label for a network without classes.
@@ -173,13 +229,17 @@ class UNet(nn.Module):
         if label is not None and self.label is None:
             raise ValueError("this network was built without classes (classes=0), so label must be None")
         dtype = self.conv_in.weight.dtype
-        embedding = self.time(sinusoid(noise_level, self.width).to(dtype))
+        details = self.details
+        waves = sinusoid(noise_level, self.width, details.frequency_shift, details.cosine_first)
+        embedding = self.time(waves.to(dtype))
         if self.label is not None:
-            null = torch.full((x.shape[0],), self.classes, device=x.device) if label is None else label
-            embedding = embedding + self.label(null)
+            if label is None:
+                label = torch.full((x.shape[0],), self.classes, device=x.device)
+            embedding = embedding + (label.to(dtype) if label.is_floating_point() else self.label(label))
         embedding = F.silu(embedding)
 
-        h = self.conv_in(F.pixel_unshuffle(x.to(dtype), self.patch))
+        x_in = 2 * x - 1 if details.rescale_input else x
+        h = self.conv_in(F.pixel_unshuffle(x_in.to(dtype), self.patch))
         skips = [h]
         for level in self.down:
             skips += level(skips[-1], embedding)
@@ -187,5 +247,5 @@ class UNet(nn.Module):
         for level in self.up:
             h = level(h, embedding, skips)
 
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(norm_silu(self.norm_out, h))
         return F.pixel_shuffle(h, self.patch).to(x.dtype)

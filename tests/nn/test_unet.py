@@ -107,6 +107,17 @@ def test_upsample_repeats_pixels():
     torch.testing.assert_close(layer(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+def test_upsample_is_the_convolution_of_the_doubled_map():
+    """Oracle: conv2d of the interpolated map, in float64, and the gradient of its weights."""
+    layer = filled(Upsample(3)).double()
+    x = picture(2, 3, 4, 5).double().contiguous(memory_format=torch.channels_last)
+    want = layer.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    got = layer(x)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(*(torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in (got, want))):
+        torch.testing.assert_close(a, b)
+
+
 def test_starts_at_zero():
     """Oracle: the last convolution is zero, hence the output, while its weights do get a gradient."""
     model = tiny()

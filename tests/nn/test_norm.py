@@ -1,0 +1,152 @@
+"""Group norm of channels-last maps: values and gradients against torch's own operations."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genkit.nn import norm as module
+from genkit.nn.norm import GroupNorm, norm_silu, normalise
+
+
+def reference(
+    norm: GroupNorm,
+    x: Tensor,
+    added: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    activate: bool,
+) -> Tensor:
+    """The same by torch's kernels on a contiguous map."""
+    x = x.contiguous()
+    h = x if added is None else x + added[:, :, None, None]
+    h = F.group_norm(h, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    if scale is not None and shift is not None:
+        h = h * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    return F.silu(h) if activate else h
+
+
+def setting(
+    groups: int = 4,
+    told: str = "",
+    size: tuple[int, int] = (3, 5),
+    images: int = 5,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[GroupNorm, list[Tensor | None]]:
+    """A norm of 8 channels with random weights, and [x, added, scale, shift] as `told` wants."""
+    generator = torch.Generator().manual_seed(groups)
+    norm = GroupNorm(groups, 8, eps=1e-6)
+    for parameter in norm.parameters():
+        parameter.data = torch.randn(8, generator=generator)
+    x = torch.randn(images, 8, *size, generator=generator) + 0.5
+    vectors = [torch.randn(images, 8, generator=generator) for _ in range(3)]
+    wanted = ("added" in told, "scale" in told, "scale" in told)
+    tensors = [x.contiguous(memory_format=torch.channels_last)]
+    tensors += [v if w else None for v, w in zip(vectors, wanted)]
+    return norm.to(dtype), [t if t is None else t.to(dtype).requires_grad_() for t in tensors]
+
+
+CASES = list(product((1, 4, 8), ("", "added", "scale", "added scale"), (False, True)))
+
+
+@pytest.fixture(autouse=True)
+def two_images_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images of 15 pixels go through in parts of 2, 2 and 1."""
+    monkeypatch.setattr(module, "_PART", 2 * 4 * 15 * 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.mark.parametrize(("groups", "told", "activate"), CASES)
+def test_values_and_gradients_equal_torchs(groups: int, told: str, activate: bool):
+    """Oracle: F.group_norm and silu on the contiguous map, in float64: equal to rounding."""
+    norm, given = setting(groups, told)
+    leaves = [t for t in (*given, norm.weight, norm.bias) if t is not None]
+    want = reference(norm, *given, activate)
+    got = normalise(norm, *given, activate=activate)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert type(got.grad_fn).__name__ == "_NormaliseBackward"
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    weights = torch.randn(want.shape, dtype=want.dtype, generator=torch.Generator().manual_seed(9))
+    for a, b in zip(*(torch.autograd.grad((y * weights).sum(), leaves) for y in (got, want))):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    with torch.inference_mode():
+        torch.testing.assert_close(normalise(norm, *given, activate=activate), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("told", ["added", "scale"])
+def test_first_and_second_derivatives(told: str):
+    """Oracle: finite differences in float64 (gradcheck, gradgradcheck)."""
+    norm, given = setting(told=told, size=(2, 1), images=3)
+    leaves = [t for t in (*given, norm.weight, norm.bias) if t is not None]
+
+    def f(*_: Tensor) -> Tensor:
+        return norm_silu(norm, *given)
+
+    assert torch.autograd.gradcheck(f, leaves)
+    assert torch.autograd.gradgradcheck(f, leaves)
+
+
+def test_float32_is_as_exact_as_torchs():
+    """Oracle: float64. 24 bits keep 6e-8 a rounding; 1e-5 of the largest value allows for the sums."""
+    norm, given = setting(told="added", dtype=torch.float32, size=(16, 16))
+    exact, precise = setting(told="added", size=(16, 16))
+    got, want = norm_silu(norm, *given), reference(exact, *precise, activate=True)
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    (dx,), (wanted,) = (torch.autograd.grad(y.sum(), t[0]) for y, t in ((got, given), (want, precise)))
+    assert (dx - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_a_large_mean_does_not_cancel():
+    """Oracle: float64. A mean 1000 times the deviation leaves 1e-4 of float32's 6e-8 in the input itself; a
+    variance by differences would keep no digit."""
+    norm, (x, *_) = setting(groups=1, dtype=torch.float32, size=(16, 16))
+    far = (x.detach() + 1000).contiguous(memory_format=torch.channels_last)
+    want = reference(norm.double(), far.double(), None, None, None, False)
+    assert (normalise(norm.float(), far) - want).abs().max() < 1e-3
+
+
+def test_constant_maps_stay_finite():
+    """Oracle: a map without variance is the bias, and its gradient is finite."""
+    norm, (x, *_) = setting(dtype=torch.float32)
+    for value in (0.0, 3.0):
+        flat = torch.full_like(x, value, requires_grad=True)
+        out = normalise(norm, flat)
+        torch.testing.assert_close(out, norm.bias[:, None, None].expand_as(out), rtol=0, atol=1e-3)
+        out.square().sum().backward()
+        assert flat.grad.isfinite().all()
+
+
+def test_bfloat16_maps_have_float32_statistics():
+    """Oracle: float32 arithmetic on the bf16 map. The result is rounded once, half a bf16 step or 0.4 %; so
+    are the SiLU's gradient, on the way, and each gradient."""
+    norm, given = setting(told="scale", dtype=torch.float32)
+    low = [t.detach().bfloat16().requires_grad_() if t is not None else None for t in given]
+    high = [t.detach().float().requires_grad_() if t is not None else None for t in low]
+    got, want = norm_silu(norm, *low), reference(norm, *high, activate=True)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, rtol=0.004, atol=1e-6)
+    got.float().sum().backward()
+    want.sum().backward()
+    for a, b in zip(low, high):
+        if a is not None:
+            assert a.grad.dtype == torch.bfloat16
+            torch.testing.assert_close(a.grad.float(), b.grad, rtol=0.008, atol=0.01 * b.grad.std().item())
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4, 4), (2, 8, 7), (0, 8, 4, 4)])
+def test_other_maps_go_to_torch(shape: tuple[int, ...]):
+    """Oracle: nn.GroupNorm, bit for bit."""
+    norm, _ = setting(dtype=torch.float32)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    want = torch.nn.GroupNorm.forward(norm, x)
+    assert torch.equal(norm(x), want)
+
+
+def test_a_norm_of_another_kind():
+    """Oracle: the formula written out around the identity."""
+    _, (x, added, scale, shift) = setting(told="added scale")
+    e, a, b = (v[:, :, None, None] for v in (added, scale, shift))
+    want = F.silu((x + e) * (1 + a) + b)
+    torch.testing.assert_close(norm_silu(torch.nn.Identity(), x, added, scale, shift), want)
