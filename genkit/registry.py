@@ -33,7 +33,13 @@ class Entry(NamedTuple):
 
 
 MODELS: dict[str, Entry] = {}
-FAMILIES = ("vae", "ddpm", "classifier")  # one module each in genkit.models, imported on demand
+FAMILIES = {  # name -> its module in genkit.models, imported on demand
+    "vae": "vae",
+    "ddpm": "ddpm",
+    "classifier": "classifier",
+    "diffusers-unet": "imported_unet",
+    "kl-vae": "imported_vae",
+}
 
 
 def register(name: str, entry: Entry) -> None:
@@ -50,7 +56,7 @@ def find(name: str) -> Entry:
     if name not in FAMILIES and name not in MODELS:
         raise unknown("model", name, (*FAMILIES, *MODELS))
     if name not in MODELS:
-        importlib.import_module(f"genkit.models.{name}")
+        importlib.import_module(f"genkit.models.{FAMILIES[name]}")
     return MODELS[name]
 
 

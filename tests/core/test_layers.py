@@ -20,10 +20,11 @@ ALLOWED = {
     "data": {"config", "noise", "io"},
     "io": {"config"},
     "train": {"config", "dist", "noise", "io", "data", "machine"},
-    "objectives": {"diffusion", "codecs", "train", "noise", "data"},
-    "evaluate": {"data", "io", "models", "dist", "noise", "config"},
+    "objectives": {"diffusion", "codecs", "train", "noise", "data", "dist"},
+    "evaluate": {"data", "io", "models", "dist", "noise", "config", "diffusion"},
 }
 ALLOWED["models"] = set(ALLOWED) | {"models"}
+ALLOWED["interop"] = set(ALLOWED["models"])
 
 
 def imports(path: Path) -> set[str]:
