@@ -117,10 +117,12 @@ def denoise_of(
     if labels is None:
         return bind(model)
     cond = labels.to(device)
-    nothing = model.null(len(labels)).to(device) if model.classes else None
+    nothing: Tensor | None = model.null(len(labels)).to(device) if model.classes else None
     interval = (config.guidance_interval[0], config.guidance_interval[1])
     if config.classifier is None:
-        return classifier_free(model, cond, nothing if null is None else null, config.guidance, interval)
+        empty = nothing if null is None else null
+        assert empty is not None  # labels without a classifier are those of a class-conditional model
+        return classifier_free(model, cond, empty, config.guidance, interval)
     guide: Any = load_guide(config.classifier, loaded).module.to(device)
     log_prob = label_log_prob(guide, model.schedule, cond)
     return classifier(bind(model, nothing), model.schedule, log_prob, config.guidance, interval)

@@ -32,10 +32,15 @@ VERBS = {
     "encode": Verb("encode", "Images to the latents of a codec.", "Convert"),
     "decode": Verb("decode", "Latents back to images.", "Convert"),
     "invert": Verb("invert", "Images to the noise that regenerates them.", "Convert"),
+    "import": Verb("import_", "A diffusers model to a checkpoint.", "Convert"),
+    "export": Verb("export", "A checkpoint to a folder that diffusers loads.", "Convert"),
+    "inpaint": Verb("inpaint", "Fill in a part of images.", "Make"),
     "interpolate": Verb("interpolate", "A path between two images, latents or seeds.", "Make"),
     "eval-fid": Verb(
         "eval_fid", "How close images are to real ones: FID, KID, precision and recall, IS.", "Measure"
     ),
+    "eval-nll": Verb("eval_nll", "How likely a diffusion model finds images, in bits/dim.", "Measure"),
+    "sweep": Verb("sweep", "A table of FIDs over sampler settings.", "Measure"),
     "info": Verb("info", "What a genkit file is, and the command that made it.", "Measure"),
 }
 MODELS = {
@@ -46,9 +51,13 @@ MODELS = {
 METHODS = {
     "ddim": Verb("sample", "Denoising diffusion implicit model: few steps, deterministic at --eta 0."),
     "ddpm": Verb("sample", "Ancestral sampling with fresh noise at every step."),
+    "dpmpp": Verb("sample", "DPM-Solver++ 2M: good pictures in a dozen steps."),
+    "heun": Verb("sample", "Heun's method of second order, with churn."),
+    "euler": Verb("sample", "Euler's method, with churn."),
     "prior": Verb("sample", "From the prior of an autoencoder, in one step."),
 }
-GROUPS = {"train": MODELS, "sample": METHODS}
+SWEPT = {name: verb._replace(module="sweep") for name, verb in METHODS.items() if name != "prior"}
+GROUPS = {"train": MODELS, "sample": METHODS, "sweep": SWEPT}
 
 
 class Lazy(TyperGroup):

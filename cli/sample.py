@@ -13,13 +13,12 @@ from genkit import dist, io, machine
 from genkit.config import arg, to_dict
 from genkit.diffusion.denoiser import Denoiser, clipped
 from genkit.diffusion.samplers import Step
-from genkit.diffusion.schedules import times
 from genkit.errors import InputError
 from genkit.io.images import gif_bytes, tile
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 from genkit.models.prior import draw_prior
-from genkit.models.sampling import initial_noise, prepare, step_noise
+from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
 from .common import MachineConfig, PrecisionConfig, load
 from .conditions import ConditionConfig, denoise_of, labels_of, load_guide
@@ -219,7 +218,7 @@ def stepper(
     assert isinstance(model, Denoiser)
     schedule, shape = model.schedule, loaded.info.shape
     clip = clips(sampler, loaded, noise is not None)
-    path = times(sampler.steps, sampler.spacing, schedule=schedule)
+    path = sampling_times(loaded, sampler.steps, sampler.spacing)
 
     def steps_of(index: Tensor) -> Iterator[Step]:
         chosen = labels[index.cpu()] if labels is not None else None

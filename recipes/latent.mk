@@ -8,6 +8,7 @@ VAE ?= mnist-vae
 LDM ?= mnist-ldm
 N ?= 10000
 SEED ?= 7
+GUIDANCE ?= 1
 R := $(DIR)/runs
 
 $(DIR)/fid.json: $(DIR)/img/grid.png $(R)/clf/done
@@ -23,7 +24,7 @@ $(DIR)/z.safetensors: $(R)/vae/done
 $(R)/ldm/done: $(DIR)/z.safetensors
 	genkit train ddpm --recipe $(LDM) --data $(DIR)/z.safetensors -o $(R)/ldm && touch $@
 $(DIR)/samples.safetensors: $(R)/ldm/done
-	genkit sample ddim -m $(R)/ldm -n $(N) --steps 50 --eta 0 --seed $(SEED) --batch-size 250 -o $@
+	genkit sample ddim -m $(R)/ldm -n $(N) --steps 50 --eta 0 --guidance $(GUIDANCE) --seed $(SEED) --batch-size 250 -o $@
 $(DIR)/img/grid.png: $(DIR)/samples.safetensors $(R)/vae/done
 	genkit decode $(DIR)/samples.safetensors -m $(R)/vae --batch-size 250 -o $(DIR)/img/
 

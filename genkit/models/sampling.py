@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from .. import noise as rng
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.samplers import StepNoise
-from ..diffusion.schedules import Schedule
+from ..diffusion.schedules import Schedule, times
+from .load import Loaded
 
 
 def initial_noise(
@@ -20,6 +21,13 @@ def initial_noise(
     alpha, sigma = schedule.alpha(times[0]).item(), schedule.sigma(times[0]).item()
     scale = 1.0 if abs(alpha**2 + sigma**2 - 1) < 1e-6 else sigma
     return scale * rng.normal(seed, rng.INITIAL, index, shape)
+
+
+def sampling_times(loaded: Loaded, n: int, spacing: str) -> Tensor:
+    """(n + 1,) falling times for n steps of a diffusion model, thinned from its own chain."""
+    assert isinstance(loaded.module, Denoiser)
+    chain = getattr(loaded.config, "chain", 1000)
+    return times(n, spacing, steps=chain, schedule=loaded.module.schedule)
 
 
 def step_noise(seed: int, index: Tensor, shape: tuple[int, ...]) -> StepNoise:

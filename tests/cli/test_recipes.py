@@ -1,7 +1,14 @@
 """Every recipe that ships is accepted by its command."""
 
+import shlex
+import subprocess
+import sys
+
 import pytest
-from cli_tools import RECIPES, genkit
+from cli_tools import ENV, RECIPES, genkit
+from genkit_cli.conditions import ConditionConfig
+from genkit_cli.methods import METHODS
+from genkit_cli.sweep import parse_axes
 
 from genkit.config import from_dict, read_recipe
 from genkit.registry import find
@@ -29,6 +36,39 @@ def test_shipped_recipe_by_name(work, capfd):
     )
     assert code == 0, err
     assert "1 steps of 128" in err
+
+
+def make(work, *arguments):
+    """make -f samplers.mk with small settings."""
+    small = [
+        "N=8",
+        "STEPS=2",
+        "CALLS=2,3",
+        "HEUN=2",
+        "CHAIN=3",
+        "RUN=runs/cond",
+        "CLF=runs/clf",
+        "REAL=digits",
+    ]
+    command = ["make", "-f", str(RECIPES / "samplers.mk"), *small, f"GENKIT={sys.executable} -m genkit_cli"]
+    return subprocess.run([*command, *arguments], cwd=work, env=ENV, capture_output=True, text=True)
+
+
+def test_sampler_tables(work):
+    """Oracle: a table of six cells and a picture from one small model."""
+    done = make(work, "spacing", "STEPS=2,3")
+    assert done.returncode == 0, done.stderr
+    assert len((work / "sweeps/spacing/table.csv").read_text().splitlines()) == 1 + 6
+    assert (work / "sweeps/spacing/grid.png").exists()
+
+
+def test_sampler_tables_ask_for_options(work):
+    """Oracle: every table that the Makefile would make varies options of its own method."""
+    lines = [shlex.split(line) for line in make(work, "-n", "all").stdout.splitlines() if " sweep " in line]
+    assert len(lines) == 7
+    for line in lines:
+        method, axes = line[line.index("sweep") + 1], line[line.index("--over") + 1]
+        assert parse_axes(axes, METHODS[method].config, ConditionConfig)
 
 
 def test_unknown_recipe(capfd):
