@@ -25,10 +25,10 @@ class ConditionConfig:
         "Classes to draw, in turn: 3, or 0-9, or 1,3,5, or their names; default: all that the model knows.",
         panel="Guidance",
     )
-    guidance: float = arg(
-        1.0,
+    guidance: float | None = arg(
+        None,
         "How strongly the class is meant: 1 as trained, 0 not at all, above 1 more than real; "
-        "with --classifier the scale of its gradient.",
+        "with --classifier the scale of its gradient; default: 1.",
         min=0.0,
         panel="Guidance",
     )
@@ -38,6 +38,11 @@ class ConditionConfig:
     classifier: Path | None = arg(
         None, "Guide by this classifier (trained with --noise-conditioned) instead.", panel="Guidance"
     )
+
+
+def strength(config: ConditionConfig) -> float:
+    """The scale of the guidance."""
+    return 1.0 if config.guidance is None else config.guidance
 
 
 def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
@@ -83,7 +88,7 @@ def classes_of(loaded: Loaded, config: ConditionConfig) -> tuple[str, ...]:
     model = loaded.module
     if isinstance(model, Denoiser) and model.classes:
         return loaded.info.classes or tuple(str(i) for i in range(model.classes))
-    asked = "--label" if config.label is not None else "--guidance" if config.guidance != 1 else None
+    asked = "--label" if config.label is not None else "--guidance" if strength(config) != 1 else None
     if asked:
         raise InputError(
             f"{asked} needs a class-conditional model and {loaded.checkpoint.path} is none; train one with "
@@ -122,10 +127,10 @@ def denoise_of(
     if config.classifier is None:
         empty = nothing if null is None else null
         assert empty is not None  # labels without a classifier are those of a class-conditional model
-        return classifier_free(model, cond, empty, config.guidance, interval)
+        return classifier_free(model, cond, empty, strength(config), interval)
     guide: Any = load_guide(config.classifier, loaded).module.to(device)
     log_prob = label_log_prob(guide, model.schedule, cond)
-    return classifier(bind(model, nothing), model.schedule, log_prob, config.guidance, interval)
+    return classifier(bind(model, nothing), model.schedule, log_prob, strength(config), interval)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,7 +1,7 @@
 """The samplers as the command line knows them: name -> options, help and the call."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,16 +12,18 @@ from genkit.diffusion.edm import euler, heun
 from genkit.diffusion.multistep import dpmpp
 from genkit.diffusion.samplers import VARIANCES, Step, StepNoise, ddim, ddpm
 from genkit.diffusion.schedules import SPACINGS, Schedule
+from genkit.models.load import Loaded
 
 _SAMPLER = "Sampler"
+SPACED = "How the times are spaced; default: {}, or as an imported pipeline has it."
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """How a diffusion model is sampled."""
 
-    steps: int = arg(50, "Network evaluations.", min=1, panel=_SAMPLER)
-    spacing: str = arg("trailing", "How the times are spaced.", choices=SPACINGS, panel=_SAMPLER)
+    steps: int | None = arg(None, "Network evaluations; default: 50.", min=1, panel=_SAMPLER)
+    spacing: str | None = arg(None, SPACED.format("trailing"), choices=SPACINGS, panel=_SAMPLER)
     clip: bool | None = arg(
         None,
         "Keep each predicted image in [-1, 1]; default: yes for images, no for latents and for --noise.",
@@ -45,10 +47,11 @@ class DdimConfig(SamplerConfig):
 class DdpmConfig(SamplerConfig):
     """DDPM's own choices."""
 
-    steps: int = arg(1000, "Network evaluations.", min=1, panel=_SAMPLER)
-    variance: str = arg(
-        "small",
-        "Variance of a step: the posterior's, the forward step's, the one the model learned, or none.",
+    steps: int | None = arg(None, "Network evaluations; default: 1000.", min=1, panel=_SAMPLER)
+    variance: str | None = arg(
+        None,
+        "Variance of a step. small: the posterior's, large: the forward step's, learned: the model's, "
+        "zero: none; default: small, or as an imported pipeline has it.",
         choices=VARIANCES,
         panel=_SAMPLER,
     )
@@ -68,17 +71,20 @@ class ChurnConfig(SamplerConfig):
 class HeunConfig(ChurnConfig):
     """Heun's second-order steps."""
 
-    steps: int = arg(
-        18, "Sampler steps; each but the last evaluates the network twice.", min=1, panel=_SAMPLER
+    steps: int | None = arg(
+        None,
+        "Sampler steps, each but the last of two network evaluations; default: 18.",
+        min=1,
+        panel=_SAMPLER,
     )
-    spacing: str = arg("karras", "How the times are spaced.", choices=SPACINGS, panel=_SAMPLER)
+    spacing: str | None = arg(None, SPACED.format("karras"), choices=SPACINGS, panel=_SAMPLER)
 
 
 @dataclass(frozen=True)
 class DpmppConfig(SamplerConfig):
     """DPM-Solver++'s own choices."""
 
-    steps: int = arg(20, "Network evaluations.", min=1, panel=_SAMPLER)
+    steps: int | None = arg(None, "Network evaluations; default: 20.", min=1, panel=_SAMPLER)
     sde: bool = arg(False, "Its stochastic form.", panel=_SAMPLER)
 
 
@@ -87,12 +93,15 @@ Run = Callable[[Any, Denoise, Schedule, Tensor, Tensor, Callable[[int], Tensor]]
 
 class Method(NamedTuple):
     """help: of the command; config: its options; run: (options, denoise, schedule, x, times, noise) -> steps;
-    calls: network evaluations of so many steps."""
+    usual: options that are not given; calls: network evaluations of so many steps; papers: whether a
+    pipeline's own spacing and variance are meant for it."""
 
     help: str
     config: type[SamplerConfig]
     run: Run
+    usual: Mapping[str, Any]
     calls: Callable[[int], int] = lambda steps: steps
+    papers: bool = False
 
 
 def _ddim(
@@ -104,6 +113,7 @@ def _ddim(
 def _ddpm(
     c: DdpmConfig, denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, noise: StepNoise
 ) -> Iterator[Step]:
+    assert c.variance is not None
     return ddpm(denoise, schedule, x, times, variance=c.variance, noise=noise)
 
 
@@ -133,22 +143,49 @@ def _dpmpp(
 
 
 METHODS = {
-    "ddim": Method("DDIM (Song et al. 2021): few steps, deterministic at --eta 0.", DdimConfig, _ddim),
+    "ddim": Method(
+        "DDIM (Song et al. 2021): few steps, deterministic at --eta 0.",
+        DdimConfig,
+        _ddim,
+        {"steps": 50, "spacing": "trailing"},
+        papers=True,
+    ),
     "ddpm": Method(
-        "Ancestral sampling (Ho et al. 2020), on all steps or a thinned chain.", DdpmConfig, _ddpm
+        "Ancestral sampling (Ho et al. 2020), on all steps or a thinned chain.",
+        DdpmConfig,
+        _ddpm,
+        {"steps": 1000, "spacing": "trailing", "variance": "small"},
+        papers=True,
     ),
     "dpmpp": Method(
-        "DPM-Solver++ 2M (Lu et al. 2022): second order at one evaluation a step.", DpmppConfig, _dpmpp
+        "DPM-Solver++ 2M (Lu et al. 2022): second order at one evaluation a step.",
+        DpmppConfig,
+        _dpmpp,
+        {"steps": 20, "spacing": "trailing"},
     ),
     "heun": Method(
         "Heun's method with churn (Karras et al. 2022, alg. 2): second order, two evaluations a step.",
         HeunConfig,
         _churned(heun),
-        lambda steps: 2 * steps - 1,
+        {"steps": 18, "spacing": "karras"},
+        calls=lambda steps: 2 * steps - 1,
     ),
     "euler": Method(
         "Euler's method with churn (Karras et al. 2022): DDIM where there is none.",
         ChurnConfig,
         _churned(euler),
+        {"steps": 50, "spacing": "trailing"},
     ),
 }
+
+
+def settled(name: str, sampler: SamplerConfig, loaded: Loaded, made: Mapping[str, Any]) -> SamplerConfig:
+    """`sampler` with every option decided: as given, else as the noise was `made`, else as the checkpoint's
+    pipeline has it, else the method's usual value."""
+    method = METHODS[name]
+    pipeline = {k: getattr(loaded.config, k, None) for k in ("spacing", "variance")} if method.papers else {}
+    chosen = {}
+    for option, usual in method.usual.items():
+        known = (getattr(sampler, option), made.get(option), pipeline.get(option), usual)
+        chosen[option] = next(value for value in known if value is not None)
+    return replace(sampler, **chosen)

@@ -21,12 +21,13 @@ from genkit.models.prior import draw_prior
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
 from .common import MachineConfig, PrecisionConfig, load
-from .conditions import ConditionConfig, denoise_of, labels_of, load_guide
+from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
 from .console import Meter, say
-from .methods import METHODS, SamplerConfig
+from .methods import METHODS, SamplerConfig, settled
 from .options import make
 from .outputs import Out, deliver, parse_out, write_animation
 from .preview import codec_for
+from .replay import Replay, null_of, replay_of
 from .streams import read_input
 
 Draw = Callable[[Tensor], Tensor]  # indices (B,) -> (B, C, H, W) in the model's data space
@@ -127,11 +128,15 @@ def _diffusion(
     device = machine.pick_device(run.device)
     noise = load_latents(read_input(sampler.noise), ("noise",)) if sampler.noise is not None else None
     loaded = load(sample.model, f"sample {name}", noise.model if noise else "")
+    made = replay_of(noise, str(sampler.noise), loaded) if noise is not None else None
     if noise is not None:
-        sample = replace(sample, count=_check_noise(noise, sample, sampler, loaded))
+        sample = replace(sample, count=min(sample.count, len(noise.z)))
+    sampler = settled(name, sampler, loaded, made._asdict() if made else {})
+    if made is not None:
+        condition = _remarks(made, sampler, condition)
     labels = labels_of(loaded, condition, torch.arange(sample.count))
-    if noise is not None and noise.labels is not None and condition.label is None and labels is not None:
-        labels = noise.labels[: sample.count]
+    if made is not None and made.labels is not None and condition.label is None:
+        labels = made.labels[: sample.count]
     settings = {
         "method": name,
         "seed": sample.seed,
@@ -143,17 +148,23 @@ def _diffusion(
     }
     dist.start(device)
     try:
-        make_ready(loaded, run, device, sample.count * sampler.steps)
-        steps_of = stepper(name, loaded, sampler, condition, sample.seed, device, labels, noise)
+        make_ready(loaded, run, device, sample.count * (sampler.steps or 1))
+        steps_of = stepper(name, loaded, sampler, condition, sample.seed, device, labels, noise, made)
         if film.trajectory is not None:
-            _trajectory(steps_of, loaded, film.trajectory, sample, sampler.steps, device)
+            _trajectory(steps_of, loaded, film.trajectory, sample, sampler.steps or 1, device)
         if out.form == "gif":
-            _animate(steps_of, loaded, out, sample, sampler.steps, device)
+            _animate(steps_of, loaded, out, sample, sampler.steps or 1, device)
         else:
             draw: Draw = lambda index: last(steps_of(index)).x  # noqa: E731
             _deliver(draw, loaded, out, sample, run, settings, labels)
     finally:
         dist.stop()
+
+
+def class_name(loaded: Loaded, label: int) -> str:
+    """The name of a class; nothing for the null class."""
+    names = loaded.info.classes
+    return names[label] if label < len(names) else ""
 
 
 def _asked(condition: ConditionConfig, loaded: Loaded, labels: Tensor | None) -> dict[str, Any]:
@@ -163,27 +174,24 @@ def _asked(condition: ConditionConfig, loaded: Loaded, labels: Tensor | None) ->
     guide = condition.classifier and load_guide(condition.classifier, loaded).checkpoint.sha256
     return {
         "label": condition.label,
-        "guidance": condition.guidance,
+        "guidance": strength(condition),
         "guidance_interval": list(condition.guidance_interval),
         "classifier": guide,
     }
 
 
-def _check_noise(noise: Latents, sample: SampleConfig, sampler: SamplerConfig, loaded: Loaded) -> int:
-    """How many images the noise file gives; -n may ask for fewer.
-
-    Raises:
-        InputError: it is of another model.
-    """
-    if noise.model != loaded.checkpoint.sha256:
-        raise InputError(
-            f"{sampler.noise} was inverted by another model ({noise.model[:12]}); give that one with -m"
-        )
-    made = noise.extra or {}
-    for name, value in (("steps", sampler.steps), ("spacing", sampler.spacing)):
-        if made.get(name, value) != value:
-            say(f"note: the noise was inverted with --{name} {made[name]}, and is sampled with {value}")
-    return min(sample.count, len(noise.z))
+def _remarks(made: Replay, sampler: SamplerConfig, condition: ConditionConfig) -> ConditionConfig:
+    """The condition with the guidance that the noise was made for, unless another is asked for; says where
+    the images cannot come back."""
+    for option in ("steps", "spacing"):
+        before, now = getattr(made, option), getattr(sampler, option)
+        if before != now:
+            say(f"note: the noise was inverted with --{option} {before}, and is sampled with {now}")
+    if condition.guidance is None:
+        return replace(condition, guidance=made.guidance if made.nulls is not None else 1.0)
+    if made.nulls is not None and condition.guidance != made.guidance:
+        say(f"note: the null embeddings are for --guidance {made.guidance:g} and are left out")
+    return condition
 
 
 def last(steps: Iterator[Step]) -> Step:
@@ -209,11 +217,14 @@ def stepper(
     device: torch.device,
     labels: Tensor | None = None,
     noise: Latents | None = None,
+    made: Replay | None = None,
 ) -> StepsOf:
     """indices (B,) -> the steps of method `name` for them; the model is ready for `device` already.
 
-    labels: (n,) classes of all images; noise: what to begin from instead of the seed.
+    labels: (n,) classes of all images; noise: what to begin from instead of the seed, and how it was made.
     """
+    assert sampler.steps is not None
+    assert sampler.spacing is not None
     model = loaded.module
     assert isinstance(model, Denoiser)
     schedule, shape = model.schedule, loaded.info.shape
@@ -222,7 +233,8 @@ def stepper(
 
     def steps_of(index: Tensor) -> Iterator[Step]:
         chosen = labels[index.cpu()] if labels is not None else None
-        denoise = denoise_of(loaded, condition, chosen, device)
+        null = null_of(made, loaded, index, device, condition.guidance) if made is not None else None
+        denoise = denoise_of(loaded, condition, chosen, device, null)
         if clip:
             denoise = clipped(denoise, schedule)
         at = index.to(device)
@@ -269,7 +281,7 @@ def _deliver(
         batch_size=run.batch_size,
         fresh=sample.fresh,
         as_json=sample.json,
-        classes=(lambda i: loaded.info.classes[labels[i]]) if labels is not None else None,
+        classes=(lambda i: class_name(loaded, int(labels[i]))) if labels is not None else None,
     )
 
 

@@ -30,7 +30,7 @@ from .common import DataConfig, MachineConfig, load, open_data
 from .conditions import ConditionConfig, labels_of
 from .console import Meter, emit, say
 from .eval_fid import FeatureConfig, make_extractor
-from .methods import METHODS, SamplerConfig
+from .methods import METHODS, SamplerConfig, settled
 from .options import make
 from .outputs import batched
 from .preview import codec_for
@@ -207,8 +207,7 @@ class Sweep:
         try:
             real = self._real(extractor)
             table = Table(config.out, self._settings(loaded, real, extractor), config.fresh)
-            evaluations = config.count * max(self._configs(c)[0].steps for c in self.cells)
-            make_ready(loaded, self.machine, device, evaluations)
+            make_ready(loaded, self.machine, device, config.count * max(map(self._steps, self.cells)))
             pictures = []
             for cell in self.cells:
                 row = table.find(cell)
@@ -222,6 +221,9 @@ class Sweep:
                 self._finish(table, pictures)
         finally:
             dist.stop()
+
+    def _steps(self, cell: Cell) -> int:
+        return self._configs(cell)[0].steps or METHODS[self.method].usual["steps"]
 
     def _settings(self, loaded: Loaded, real: Statistics, extractor: Extractor) -> dict[str, Any]:
         """What the rows of one table share; what is varied is in the rows."""
@@ -248,6 +250,7 @@ class Sweep:
     def _draw(self, loaded: Loaded, cell: Cell, device: torch.device, n: int) -> Drawn:
         """The first n images of a cell, drawn by all processes."""
         sampler, condition = self._configs(cell)
+        sampler = settled(self.method, sampler, loaded, {})
         labels = labels_of(loaded, condition, torch.arange(n))
         steps_of = stepper(self.method, loaded, sampler, condition, self.config.seed, device, labels)
         show = codec_for(loaded.info, self.config.codec, device, loaded.checkpoint.path.parent)
@@ -278,7 +281,7 @@ class Sweep:
         scores = found._asdict()
         return {
             **cell,
-            "nfe": METHODS[self.method].calls(self._configs(cell)[0].steps),
+            "nfe": METHODS[self.method].calls(self._steps(cell)),
             "n": len(drawn.images),
             **{k: scores[k] for k in ("fid", "fid_low", "fid_high", "confident", "accuracy")},
             "seconds": round(drawn.seconds, 2),

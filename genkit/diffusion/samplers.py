@@ -119,7 +119,7 @@ def ddpm(
         x0, _, share = denoise(x, t)
         if variance == "learned" and share is None:
             raise InputError(
-                "this model has no learned variance; use --variance small, or train with --learn-variance"
+                "this model has no learned variance; use --variance small, or train with --loss hybrid"
             )
         x = keep * x + pull * x0
         # the last step reaches the data: the mean of q(x_0 | x_t, x0) is x0 itself

@@ -13,7 +13,8 @@ from ..diffusion.schedules import SCHEDULES, times
 from ..diffusion.targets import TARGETS
 from ..errors import InputError
 from ..nn.unet import UNet
-from ..objectives.diffusion import TIME_SAMPLING, Diffusion, Times
+from ..objectives.diffusion import LOSSES, WEIGHTINGS, Bound, Diffusion
+from ..objectives.times import TIME_SAMPLING, Times
 from ..registry import Entry, register
 from .sampling import initial_noise
 
@@ -50,11 +51,37 @@ class DdpmConfig:
     norm_groups: int = arg(32, "Groups of the norms; 1 is the fastest on a CPU.", min=1, panel="Network")
     middle_attention: bool = arg(True, "Attention at the bottom.", panel="Network")
     dropout: float = arg(0.0, "Dropout in the residual blocks.", min=0.0, max=0.9, panel="Network")
+    class_conditional: bool = arg(
+        False, "Learn the classes of the data, for --label and --guidance.", panel="Condition"
+    )
+    label_dropout: float = arg(
+        0.1,
+        "Share of examples shown the null class instead of their own, for guidance.",
+        min=0.0,
+        max=1.0,
+        panel="Condition",
+    )
     schedule: str = arg("cosine", "Noise schedule.", choices=tuple(SCHEDULES), panel="Diffusion")
     target: str = arg("v", "What the network predicts.", choices=_TARGETS, panel="Diffusion")
+    loss: str = arg(
+        "simple",
+        "simple: squared error; hybrid: that and --vlb-weight of the variational bound, which teaches the "
+        "variance; vlb: the bound alone (Nichol & Dhariwal 2021).",
+        choices=LOSSES,
+        panel="Diffusion",
+    )
+    vlb_weight: float = arg(0.001, "Weight of the bound in the hybrid loss.", min=0.0, panel="Diffusion")
+    weighting: str = arg(
+        "none",
+        "Weight of the loss over time: none, or min(SNR, --gamma) in x0 (Hang et al. 2023).",
+        choices=WEIGHTINGS,
+        panel="Diffusion",
+    )
+    gamma: float = arg(5.0, "Largest weight of min-snr.", min=1e-3, panel="Diffusion")
     time_sampling: str = arg(
         "uniform",
-        "Training times: uniform in t, or normal in ln(sigma / alpha).",
+        "Training times: uniform in t; normal in ln(sigma / alpha), logit-normal in t for --schedule flow; "
+        "or by the steps' shares of the bound, for --loss vlb or hybrid.",
         choices=TIME_SAMPLING,
         panel="Diffusion",
     )
@@ -74,12 +101,20 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
     Raises:
         InputError: the network does not fit the data's size, or the target does not fit the schedule.
     """
+    if config.class_conditional and not info.classes:
+        raise InputError(
+            f"--class-conditional needs labels and {info.name} has none; use a source with classes, such as "
+            "an image folder with a sub-folder a class"
+        )
+    classes = len(info.classes) if config.class_conditional else 0
+    _check_loss(config)
+    learned = config.loss != "simple"
     channels, height, width = info.shape
     patch = config.patch or (2 if info.kind == "images" and min(height, width) >= 24 else 1)
     try:
         network = UNet(
             channels,
-            channels,
+            channels * (2 if learned else 1),
             max(height, width),
             width=config.width,
             multipliers=config.multipliers,
@@ -87,6 +122,7 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
             attention=config.attention,
             head_dim=config.head_dim,
             dropout=config.dropout,
+            classes=classes,
             patch=patch,
             scale_shift=config.scale_shift,
             groups=config.norm_groups,
@@ -102,22 +138,68 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
             "--target eps says nothing of x0 at t = 1 of --schedule flow; use --target flow, v or edm"
         )
     data_std = config.data_std or (1.0 if info.kind == "latents" else 0.5)
-    return Denoiser(network, SCHEDULES[config.schedule](), config.target, data_std)
+    return Denoiser(
+        network,
+        SCHEDULES[config.schedule](),
+        config.target,
+        data_std,
+        classes=classes,
+        learn_variance=learned,
+    )
+
+
+def _check_loss(config: DdpmConfig) -> None:
+    """Refuse options of the loss that contradict each other.
+
+    Raises:
+        InputError: naming both.
+    """
+    if config.loss == "simple" and config.time_sampling == "importance":
+        raise InputError(
+            "--time-sampling importance follows the terms of the bound, which --loss simple has not; "
+            "add --loss vlb or hybrid"
+        )
+    if config.loss != "simple" and config.time_sampling == "lognormal":
+        raise InputError(
+            f"--loss {config.loss} trains on the steps of a chain, so --time-sampling lognormal cannot be; "
+            "use uniform or importance"
+        )
+    if config.loss == "vlb" and config.weighting != "none":
+        raise InputError(
+            f"--weighting {config.weighting} weighs the squared error, which --loss vlb has not; "
+            "use --loss simple or hybrid"
+        )
 
 
 def objective(module: nn.Module, config: DdpmConfig, info: Info) -> Diffusion:
     """The denoising loss of `module`."""
     assert isinstance(module, Denoiser)
-    return Diffusion(module, Times(module.schedule, config.time_sampling, config.time_mean, config.time_std))
+    bound = None
+    if config.loss != "simple":
+        bound = Bound(
+            module.schedule,
+            weight=config.vlb_weight if config.loss == "hybrid" else None,
+            importance=config.time_sampling == "importance",
+            discrete=info.kind == "images",
+        )
+    return Diffusion(
+        module,
+        Times(module.schedule, config.time_sampling, config.time_mean, config.time_std),
+        label_dropout=config.label_dropout,
+        weighting=config.weighting,
+        gamma=config.gamma,
+        bound=bound,
+    )
 
 
 @torch.inference_mode()
 def preview(module: nn.Module, config: DdpmConfig, info: Info, batch: Batch) -> Tensor:
-    """(36, C, H, W) samples of DDIM with 25 steps, of the same noise every time."""
+    """(36, C, H, W) samples of DDIM with 25 steps, of the same noise every time and the classes in turn."""
     assert isinstance(module, Denoiser)
     index = torch.arange(36, device=batch.x.device)
     x = initial_noise(module.schedule, 0, index, info.shape, times(25))
-    for step in ddim(bind(module), module.schedule, x, times(25)):
+    label = index % module.classes if module.classes else None
+    for step in ddim(bind(module, label), module.schedule, x, times(25)):
         x = step.x
     return x
 
@@ -130,7 +212,13 @@ register(
         build=build,
         objective=objective,
         latents=True,
-        verbs=("sample ddpm", "sample ddim", "invert", "interpolate"),
+        verbs=(
+            *(f"sample {name}" for name in ("ddim", "ddpm", "dpmpp", "heun", "euler")),
+            "invert",
+            "inpaint",
+            "interpolate",
+            "eval-nll",
+        ),
         defaults={
             "lr": 1e-3,
             "batch_size": 128,

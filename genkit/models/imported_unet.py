@@ -125,6 +125,7 @@ register(
             "invert",
             "interpolate",
             "inpaint",
+            "eval-nll",
         ),
     ),
 )

@@ -167,6 +167,7 @@ class _Trainer:
         for phase in self.phases:
             if step >= phase.start and step % phase.every == 0:
                 self._phase(phase.name, phase.parameters, rate * phase.lr_scale, parts)
+        self.objective.stepped()
         self.average.update(step + 1)
 
     def _phase(

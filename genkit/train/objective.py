@@ -90,6 +90,9 @@ class Objective(nn.Module):
         default."""
         return self.loss(self.phases()[0].name, batch, noise).logs
 
+    def stepped(self) -> None:
+        """Called after every optimiser step, of however many micro-batches, in every process."""
+
     def forward(self, phase: str, batch: Batch, noise: Noise) -> Loss:
         """`loss`, under the name that DistributedDataParallel and torch.compile hook into."""
         return self.loss(phase, batch, noise)

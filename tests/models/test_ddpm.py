@@ -10,9 +10,11 @@ from genkit.config import from_dict, read_recipe, validate
 from genkit.data.source import Batch, Info, info_from_json
 from genkit.diffusion.denoiser import Denoiser
 from genkit.diffusion.schedules import SCHEDULES
+from genkit.diffusion.targets import coefficients
 from genkit.errors import InputError
 from genkit.models.ddpm import DdpmConfig, build
-from genkit.objectives.diffusion import Diffusion, Times
+from genkit.objectives.diffusion import Diffusion, min_snr
+from genkit.objectives.times import Times
 from genkit.registry import FAMILIES, find
 from genkit.train.objective import Noise
 
@@ -124,3 +126,30 @@ def test_every_family_rebuilds_from_json(name):
     b.load_state_dict(a.state_dict())
     assert entry.help.endswith(".")
     assert entry.verbs
+
+
+def test_labels_are_dropped_at_their_rate_and_in_training_only():
+    """Oracle: a binomial share (5 standard errors at n = 4,000); labels as they are in evaluation."""
+    info = MNIST
+    config = DdpmConfig(width=8, multipliers=(1,), blocks=1, class_conditional=True, label_dropout=0.2)
+    objective = find("ddpm").objective(build(config, info), config, info)
+    label = torch.arange(4000) % 10
+    batch, noise = Batch(torch.zeros(4000, 1, 1, 1), label), Noise(0, torch.arange(4000))
+    shown = objective.train()._condition(batch, noise)
+    dropped = shown == 10
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=5 * (0.16 / 4000) ** 0.5)
+    assert torch.equal(shown[~dropped], label[~dropped])
+    assert torch.equal(objective.eval()._condition(batch, noise), label)
+
+
+def test_min_snr_weights_the_error_of_x0_alike_for_every_target():
+    """Oracle: by hand, the target's error that an error of x0 makes at fixed x_t; min(SNR, 5) of it."""
+    schedule, t = SCHEDULES["cosine"](), torch.tensor([0.02, 0.3, 0.7, 0.98], dtype=torch.float64)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    d0 = 0.1
+    d_eps = -alpha * d0 / sigma
+    wanted = (alpha / sigma).square().clamp(max=5) * d0**2
+    for target in ("eps", "x0", "v", "flow", "edm"):
+        p, q = coefficients(target, alpha, sigma, 0.5)
+        error = (p * d0 + q * d_eps).square()
+        assert torch.allclose(min_snr(schedule, target, t, 0.5) * error, wanted, rtol=1e-9)
