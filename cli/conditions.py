@@ -22,7 +22,8 @@ class ConditionConfig:
 
     label: str | None = arg(
         None,
-        "Classes to draw, in turn: 3, or 0-9, or 1,3,5, or their names; default: all that the model knows.",
+        "Classes to draw, in turn: 3, or 0-9, or 1,3,5, or their names; default: all that the model knows, "
+        "or those of the images given.",
         panel="Guidance",
     )
     guidance: float | None = arg(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,18 +15,20 @@ from genkit.diffusion.denoiser import Denoiser, bind
 from genkit.diffusion.interpolation import METHODS, path
 from genkit.diffusion.inversion import invert
 from genkit.diffusion.samplers import ddim
-from genkit.diffusion.schedules import times
 from genkit.errors import InputError
 from genkit.io.checkpoint import command_line
 from genkit.io.images import tile
 from genkit.io.latents import load_latents
 from genkit.models.load import Loaded
-from genkit.models.sampling import initial_noise, prepare
+from genkit.models.sampling import initial_noise, prepare, sampling_times
 
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
+from .conditions import ConditionConfig, classes_of, parse_labels
+from .invert import source_labels
 from .options import make
 from .outputs import Folder, Out, parse_out, report_folder, write_animation, write_picture
-from .preview import check_codec, codec_for
+from .preview import check_codec, codec_for, load_codec
+from .replay import replay_of
 from .sample import last
 
 
@@ -42,6 +44,9 @@ class InterpolateConfig:
     method: str = arg("slerp", "Along the great circle, or straight.", choices=METHODS)
     rows: int = arg(1, "With seeds: strips of this many images of each seed, one below the other.", min=1)
     steps: int = arg(50, "Network evaluations of a diffusion model.", min=1)
+    label: str | None = arg(
+        None, "Class of both ends, or two, one for each (3,8); default: the ends' own, for seeds none."
+    )
     codec: Path | None = arg(None, "Codec of a latent model; default: found beside the model or under runs/.")
     fresh: bool = arg(False, "Replace what the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
@@ -73,16 +78,56 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
     kinds = [kind_of(text) for text in (config.a, config.b)]
     if kinds[0] != kinds[1]:
         raise InputError(f"{config.a} is {kinds[0]} and {config.b} {kinds[1]}; give two of the same kind")
+    labels = asked_labels(config, loaded)
     strips = []
     for row in range(config.rows):
-        ends = [end_point(text, row, loaded, space, data, device) for text in (config.a, config.b)]
-        if ends[0].shape != ends[1].shape:
+        ends = [
+            end_point(text, row, loaded, space, config, data, device, label)
+            for text, label in zip((config.a, config.b), labels)
+        ]
+        if ends[0].x.shape != ends[1].x.shape:
             raise InputError(
-                f"{config.a} and {config.b} differ in shape: {ends[0].shape} and {ends[1].shape}"
+                f"{config.a} and {config.b} differ in shape: {ends[0].x.shape} and {ends[1].x.shape}"
             )
-        between = path(ends[0][0], ends[1][0], config.count, config.method)
-        strips.append(torch.cat([space.show(part) for part in between.split(run.batch_size)]).cpu())
+        between = path(ends[0].x[0], ends[1].x[0], config.count, config.method)
+        cond = conditions(loaded, ends, config.count, device)
+        parts = torch.arange(config.count, device=device).split(run.batch_size)
+        shown = [space.show(between[i], None if cond is None else cond[i]) for i in parts]
+        strips.append(torch.cat(shown).cpu())
     _write(out, torch.stack(strips), config, loaded)
+
+
+class End(NamedTuple):
+    """x: (1, *S) the point; label: its class as the model counts them, None without one."""
+
+    x: Tensor
+    label: int | None = None
+
+
+def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None, int | None]:
+    """What --label says of the two ends.
+
+    Raises:
+        InputError: it names more than two classes, or the model has none.
+    """
+    if config.label is None:
+        return None, None
+    found = parse_labels(config.label, classes_of(loaded, ConditionConfig(label=config.label)))
+    if len(found) > 2:
+        raise InputError(f"--label {config.label} names {len(found)} classes; give one, or one for each end")
+    return found[0], found[-1]
+
+
+@torch.inference_mode()
+def conditions(loaded: Loaded, ends: list[End], count: int, device: torch.device) -> Tensor | None:
+    """(count, E) embeddings on the straight line between those of the ends' classes; no class is the null
+    class, and None a model without classes."""
+    model: Any = loaded.module
+    if not getattr(model, "classes", 0):
+        return None
+    labels = [model.classes if end.label is None else end.label for end in ends]
+    a, b = model.embed(torch.tensor(labels, device=device))
+    return torch.lerp(a, b, torch.linspace(0, 1, count, device=device)[:, None])
 
 
 class Space:
@@ -90,11 +135,11 @@ class Space:
 
     def __init__(
         self,
-        of_images: Callable[[Tensor], Tensor],
+        of_images: Callable[[Tensor, int | None], Tensor],
         of_seed: Callable[[int, Tensor], Tensor],
         kinds: tuple[str, ...],
         shape: tuple[int, ...],
-        show: Callable[[Tensor], Tensor],
+        show: Callable[[Tensor, Tensor | None], Tensor],
     ) -> None:
         self.of_images, self.of_seed, self.kinds = of_images, of_seed, kinds
         self.shape, self.show = shape, show
@@ -106,12 +151,12 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
     precision = machine.resolve_precision(run.precision, device)
 
     @torch.inference_mode()
-    def of_images(x: Tensor) -> Tensor:
+    def of_images(x: Tensor, label: int | None) -> Tensor:
         with machine.autocast(device, precision):
             return module.encode(x).z
 
     @torch.inference_mode()
-    def show(z: Tensor) -> Tensor:
+    def show(z: Tensor, cond: Tensor | None) -> Tensor:
         with machine.autocast(device, precision):
             return module.decode(z)
 
@@ -124,20 +169,21 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
 def diffusion_space(
     loaded: Loaded, config: InterpolateConfig, run: PrecisionConfig, device: torch.device
 ) -> Space:
-    """The noise of a diffusion model; images get there by inversion."""
+    """The noise of a diffusion model; data of the model's kind get there by inversion under their class."""
     model = loaded.module
     assert isinstance(model, Denoiser)
     prepare(model, device, machine.resolve_precision(run.precision, device), compiled=False)
-    falling = times(config.steps)
+    falling = sampling_times(loaded, config.steps, "trailing")
     to_picture = codec_for(loaded.info, config.codec, device, loaded.checkpoint.path.parent)
 
     @torch.inference_mode()
-    def of_images(x: Tensor) -> Tensor:
-        return last(invert(bind(model), model.schedule, x, falling, refine=2)).x
+    def of_images(x: Tensor, label: int | None) -> Tensor:
+        told = None if label is None else torch.full((len(x),), label, device=device)
+        return last(invert(bind(model, told), model.schedule, x, falling, refine=2)).x
 
     @torch.inference_mode()
-    def show(x: Tensor) -> Tensor:
-        return to_picture(last(ddim(bind(model), model.schedule, x, falling)).x)
+    def show(x: Tensor, cond: Tensor | None) -> Tensor:
+        return to_picture(last(ddim(bind(model, cond), model.schedule, x, falling)).x)
 
     def of_seed(seed: int, index: Tensor) -> Tensor:
         return initial_noise(model.schedule, seed, index, loaded.info.shape, falling)
@@ -153,48 +199,83 @@ def kind_of(text: str) -> str:
 
 
 def end_point(
-    text: str, row: int, loaded: Loaded, space: Space, data: DataConfig, device: torch.device
-) -> Tensor:
-    """(1, *S) the point that `text` names: a seed, a tensor file or an image.
+    text: str,
+    row: int,
+    loaded: Loaded,
+    space: Space,
+    config: InterpolateConfig,
+    data: DataConfig,
+    device: torch.device,
+    label: int | None,
+) -> End:
+    """The point that `text` names: a seed, a tensor file or an image. label: of its class, where asked for.
 
     Raises:
         InputError: when it is none of them, or belongs to another model.
     """
     if text.isdecimal():
-        return space.of_seed(int(text), torch.tensor([row], device=device))
-    file = Path(text)
-    if file.suffix == ".safetensors":
-        latents = load_latents(file, space.kinds)
-        z = latents.z[row : row + 1].to(device)
-        if not len(z):
-            raise InputError(f"{text} holds {len(latents.z)} points; --rows asks for more")
-        if latents.kind == "noise" and latents.model != loaded.checkpoint.sha256:
-            raise InputError(
-                f"{text} is noise of another model ({latents.model[:12]}); give that one with -m"
-            )
-        check_shape(tuple(z.shape[1:]), space.shape, text)
-        if latents.kind == "latents" and isinstance(loaded.module, Denoiser):
-            info = loaded.info
-            if info.codec != latents.codec:
-                raise InputError(f"{text} holds latents of another codec than the model's training data")
-            # the model's own normalisation: the file's was measured on whatever it holds
-            shift, scale = (
-                torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale)
-            )
-            return space.of_images((z - shift) / scale)
-        if latents.kind == "latents":
-            check_codec(loaded, latents.codec, text)
-        return z
-    if loaded.info.kind == "latents":
-        raise InputError(
-            f"{loaded.checkpoint.path} works on latents; encode {text} and give the latents file"
-        )
-    if not file.exists():
+        return End(space.of_seed(int(text), torch.tensor([row], device=device)), label)
+    if Path(text).suffix == ".safetensors":
+        return _of_file(text, row, loaded, space, device, label)
+    if not Path(text).exists():
         raise InputError(f"{text} is no seed (a whole number) and no file")
-    source = open_data(text, data, loaded)
-    check_shape(source.info.shape, loaded.info.shape, text)
-    batch = next(iter(source.batches(iter([torch.tensor([min(row, len(source) - 1)])]), device)))
-    return space.of_images(batch.x)
+    return _of_image(text, row, loaded, space, config, data, device, label)
+
+
+def _of_file(
+    text: str, row: int, loaded: Loaded, space: Space, device: torch.device, label: int | None
+) -> End:
+    """The end that is row `row` of a latents or noise file."""
+    latents, info = load_latents(Path(text), space.kinds), loaded.info
+    z = latents.z[row : row + 1].to(device)
+    if not len(z):
+        raise InputError(f"{text} holds {len(latents.z)} points; --rows asks for more")
+    check_shape(tuple(z.shape[1:]), space.shape, text)
+    if latents.kind == "noise":
+        labels = replay_of(latents, text, loaded).labels
+        return End(z, int(labels[row]) if label is None and labels is not None else label)
+    if not isinstance(loaded.module, Denoiser):
+        check_codec(loaded, latents.codec, text)
+        return End(z)
+    if info.codec != latents.codec:
+        raise InputError(f"{text} holds latents of another codec than the model's training data")
+    if label is None and latents.labels is not None and loaded.module.classes:
+        name = latents.classes[int(latents.labels[row])] if latents.classes else ""
+        label = info.classes.index(name) if name in info.classes else None
+    # the model's own normalisation: the file's was measured on whatever it holds
+    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+    return End(space.of_images((z - shift) / scale, label), label)
+
+
+def _of_image(
+    text: str,
+    row: int,
+    loaded: Loaded,
+    space: Space,
+    config: InterpolateConfig,
+    data: DataConfig,
+    device: torch.device,
+    label: int | None,
+) -> End:
+    """The end that is image `row` of a source, or its last; through the codec where the model works on
+    latents."""
+    info = loaded.info
+    codec = None
+    if info.kind == "latents":
+        codec = load_codec(info, config.codec, loaded.checkpoint.path.parent)
+    source = open_data(text, data, codec or loaded)
+    check_shape(source.info.shape, (codec or loaded).info.shape, text)
+    place = min(row, len(source) - 1)
+    if label is None and isinstance(loaded.module, Denoiser) and loaded.module.classes:
+        found = source_labels(source, loaded, None, text, place + 1)
+        label = None if found is None else int(found[place])
+    x = next(iter(source.batches(iter([torch.tensor([place])]), device))).x
+    if codec is not None:
+        module: Any = codec.module.to(device)
+        shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+        with torch.inference_mode():
+            x = (module.encode(x).z - shift) / scale
+    return End(space.of_images(x, label), label)
 
 
 def _write(out: Out, strips: Tensor, config: InterpolateConfig, loaded: Loaded) -> None:
@@ -205,6 +286,7 @@ def _write(out: Out, strips: Tensor, config: InterpolateConfig, loaded: Loaded) 
         "b": config.b,
         "frames": frames,
         "method": config.method,
+        "label": config.label,
         "steps": config.steps,
         "model": loaded.checkpoint.sha256,
     }

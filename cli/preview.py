@@ -48,14 +48,30 @@ def decoder_of(info: Info, device: torch.device, near: Path) -> Callable[[Tensor
 def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -> Callable[[Tensor], Tensor]:
     """A function from a model's data to images in [-1, 1]: the identity for images, else the codec's decoder.
 
+    Raises:
+        InputError: the codec is not there, or is another one; see `load_codec`.
+    """
+    if info.kind != "latents":
+        return lambda x: x
+    module: Any = load_codec(info, path, near).module.to(device)
+    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+
+    @torch.inference_mode()
+    def decode(x: Tensor) -> Tensor:
+        return module.decode(x * scale + shift)
+
+    return decode
+
+
+def load_codec(info: Info, path: Path | None, near: Path) -> Loaded:
+    """The codec whose latents `info` describes.
+
     path: the codec; None finds the one that encoded the data, by the hash of its weights, among the runs
     beside the run folder `near` and under runs/.
 
     Raises:
         InputError: when it is not there, or is another codec.
     """
-    if info.kind != "latents":
-        return lambda x: x
     path = path or find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
     if path is None:
         raise InputError(
@@ -64,14 +80,7 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
         )
     codec = load_model(path, "decode")
     check_codec(codec, info.codec, "this model's latents")
-    module: Any = codec.module.to(device)
-    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
-
-    @torch.inference_mode()
-    def decode(x: Tensor) -> Tensor:
-        return module.decode(x * scale + shift)
-
-    return decode
+    return codec
 
 
 def check_codec(codec: Loaded, wanted: str, what: str) -> None:

@@ -288,6 +288,8 @@ def _deliver(
 def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any], labels: Tensor | None = None) -> Latents:
     """What a model drew, with what `decode` needs to know of it."""
     info, model = loaded.info, loaded.checkpoint.sha256
+    if labels is not None and int(labels.max()) >= len(info.classes):
+        labels = None  # the null class is no label of the data
     classes = info.classes if labels is not None else ()
     if info.kind == "images":
         return Latents(z, "images", labels, model=model, classes=classes, extra=extra)

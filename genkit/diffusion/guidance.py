@@ -104,4 +104,3 @@ def label_log_prob(network: Callable[[Tensor, Tensor], Tensor], schedule: Schedu
         return torch.log_softmax(logits.float(), dim=1).gather(1, label[:, None])[:, 0]
 
     return log_prob
-

@@ -19,8 +19,8 @@ class Latents(NamedTuple):
     channel.
 
     kind "latents": written by `encode` or sampled from a latent model. kind "noise": written by `invert`,
-    the x_t
-    at the largest time; `model` is the sha256 of the model that inverted. kind "images": floats in [-1, 1].
+    the x_t at the largest time; `model` is the sha256 of the model that inverted, `labels` are the classes
+    it was told (the null class is one more than the last). kind "images": floats in [-1, 1].
     """
 
     z: Tensor
@@ -34,12 +34,15 @@ class Latents(NamedTuple):
     classes: tuple[str, ...] = ()
     extra: dict[str, Any] | None = None  # JSON: seeds, times, the source's name
     sha256: str = ""  # of the tensors, when read from a file
+    nulls: Tensor | None = None  # noise: (N, steps, E) null embeddings of null-text inversion, noise first
 
 
 def _pack(latents: Latents) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     tensors = {"latents": latents.z.float()}
     if latents.labels is not None:
         tensors["labels"] = latents.labels.to(torch.int64)
+    if latents.nulls is not None:
+        tensors["nulls"] = latents.nulls.float()
     metadata = {
         "shape": json.dumps(list(latents.z.shape[1:])),
         "shift": json.dumps(list(latents.shift)),
@@ -87,6 +90,14 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
     captions = json_field(name, metadata, "captions") if "captions" in metadata else None
     if any(rows is not None and len(rows) != len(z) for rows in (labels, captions)):
         raise InputError(f"{name}: there must be one label and one caption per latent ({len(z)})")
+    nulls = tensors.get("nulls")
+    if nulls is not None and (
+        nulls.ndim != 3 or not nulls.is_floating_point() or len(nulls) != len(z) or 0 in nulls.shape
+    ):
+        raise InputError(
+            f"{name}: 'nulls' must be a float tensor (N, steps, E) with the N of the latents ({len(z)}), "
+            f"got {tuple(nulls.shape)}"
+        )
     return Latents(
         z=z.float(),
         kind=metadata["kind"],
@@ -99,6 +110,7 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
         classes=tuple(json_field(name, metadata, "classes")),
         extra=json_field(name, metadata, "extra"),
         sha256=metadata["sha256"],
+        nulls=None if nulls is None else nulls.float(),
     )
 
 

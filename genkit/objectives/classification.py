@@ -32,9 +32,7 @@ class Classification(Objective):
     units of pi / 2. Every schedule's x_t is of this form up to a factor, so one classifier guides them all.
     """
 
-    def __init__(
-        self, model: nn.Module, smoothing: float = 0.0, most: int = 0, noisy: bool = False
-    ) -> None:
+    def __init__(self, model: nn.Module, smoothing: float = 0.0, most: int = 0, noisy: bool = False) -> None:
         super().__init__()
         self.model, self.smoothing, self.most, self.noisy = model, smoothing, most, noisy
 
@@ -56,9 +54,7 @@ class Classification(Objective):
         """Cross-entropy and accuracy on the images as they are, against the labels as they are."""
         return self._loss(batch.x, batch.label, 0.0).logs
 
-    def _loss(
-        self, x: Tensor, label: Tensor | None, smoothing: float, level: Tensor | None = None
-    ) -> Loss:
+    def _loss(self, x: Tensor, label: Tensor | None, smoothing: float, level: Tensor | None = None) -> Loss:
         if label is None:
             raise ValueError("a classifier needs labels and this batch has none")
         logits = (self.model(x) if level is None else self.model(x, level)).float()
