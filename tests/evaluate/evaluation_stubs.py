@@ -16,6 +16,8 @@ def info_of(shape, count=0, fingerprint="", name="pixels"):
 class Pixels:
     """Random uint8 images with a true fingerprint, which count how often they are read."""
 
+    labels: Tensor | None = None
+
     def __init__(self, n=0, shape=(1, 4, 4), seed=0, data: Tensor | None = None, low=0, high=256):
         generator = torch.Generator().manual_seed(seed)
         self.data = data

@@ -12,6 +12,7 @@ from evaluation_stubs import Clf, Pixels, info_of
 
 from genkit.errors import InputError
 from genkit.evaluate import classifier, load_statistics, save_statistics, score
+from genkit.evaluate.extractors import Extractor, Features
 from genkit.evaluate.features import _gather, extract
 from genkit.evaluate.statistics import measure
 
@@ -208,3 +209,22 @@ def test_parts_of_three_processes_make_the_whole(extractor, monkeypatch, n):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
     assert torch.equal(_gather(parts[2], n, CPU), whole)
+
+
+def test_accuracy_of_labelled_images():
+    """Oracle: by hand. Classes are met by name, whatever their order; unknown names give no number."""
+    fake = Pixels(6)
+    fake.labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    fake.info = fake.info._replace(classes=("cat", "dog"))
+    answers = torch.eye(3)[torch.tensor([2, 0, 2, 2, 0, 0])]  # dog is the classifier's 0, cat its 2
+
+    def apply(images):
+        return Features(images.flatten(1).float(), answers[: len(images)])
+
+    extractor = Extractor(
+        "genkit-classifier/16 test", 16, 3, "", torch.device("cpu"), apply, ("dog", "cow", "cat")
+    )
+    found = score(fake, Pixels(6, seed=1), extractor, ("fid",), cache=False)
+    assert found.accuracy == pytest.approx(4 / 6)
+    fake.info = fake.info._replace(classes=("cat", "horse"))
+    assert score(fake, Pixels(6, seed=1), extractor, ("fid",), cache=False).accuracy is None
