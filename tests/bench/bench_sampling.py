@@ -10,13 +10,16 @@ from bench_duel import Turns, duel, repeat
 from bench_networks import add_network, count, diffusers_unet, genkit_config, network
 
 
-def genkit(args: argparse.Namespace, compiled: bool = False) -> None:
-    """What `genkit sample ddim` does for a batch, up to the tensor of images."""
+def genkit(args: argparse.Namespace, compiled: bool = False, guidance: float = 1.0) -> None:
+    """What `genkit sample ddim` does for a batch, up to the tensor of images, at this guidance."""
+    from dataclasses import replace
+
     import torch
 
     from genkit import machine
     from genkit.data.source import Info
     from genkit.diffusion.denoiser import bind, clipped
+    from genkit.diffusion.guidance import classifier_free
     from genkit.diffusion.samplers import ddim
     from genkit.diffusion.schedules import times
     from genkit.models.ddpm import build
@@ -26,13 +29,17 @@ def genkit(args: argparse.Namespace, compiled: bool = False) -> None:
     net = network(args)
     device = machine.pick_device()
     precision = machine.resolve_precision(args.precision, device)
-    info = Info("random", "images", (net.channels, net.size, net.size), 1)
-    model = build(genkit_config(net), info)
+    info = Info("random", "images", (net.channels, net.size, net.size), 1, tuple("0123456789"))
+    model = build(replace(genkit_config(net), class_conditional=guidance != 1), info)
     fill(model)
     turns = Turns(warm=1, size=1, images=args.images)
     turns.about = {"parameters": count(model), "precision": precision}
     prepare(model, device, precision, compiled)
-    denoise, path = clipped(bind(model), model.schedule), times(args.steps)
+    label, path = torch.arange(args.images, device=device) % 10, times(args.steps)
+    guided = bind(model)
+    if guidance != 1:
+        guided = classifier_free(model, label, model.null(args.images).to(device), guidance)
+    denoise = clipped(guided, model.schedule)
 
     @torch.inference_mode()
     def draw() -> torch.Tensor:
@@ -79,5 +86,6 @@ if __name__ == "__main__":
         "genkit": genkit,
         "genkit --compile": lambda args: genkit(args, compiled=True),
         "diffusers": diffusers,
+        "genkit guided": lambda args: genkit(args, guidance=2.0),
     }
     duel("DDIM sampling", sides, parser)
