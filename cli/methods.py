@@ -15,7 +15,6 @@ from genkit.diffusion.schedules import SPACINGS, Schedule
 from genkit.models.load import Loaded
 
 _SAMPLER = "Sampler"
-SPACED = "How the times are spaced; default: {}, or as an imported pipeline has it."
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,12 @@ class SamplerConfig:
     """How a diffusion model is sampled."""
 
     steps: int | None = arg(None, "Network evaluations; default: 50.", min=1, panel=_SAMPLER)
-    spacing: str | None = arg(None, SPACED.format("trailing"), choices=SPACINGS, panel=_SAMPLER)
+    spacing: str | None = arg(
+        None,
+        "How the times are spaced; default: trailing (ddim and ddpm: as an imported pipeline has it).",
+        choices=SPACINGS,
+        panel=_SAMPLER,
+    )
     clip: bool | None = arg(
         None,
         "Keep each predicted image in [-1, 1]; default: yes for images, no for latents and for --noise.",
@@ -77,7 +81,9 @@ class HeunConfig(ChurnConfig):
         min=1,
         panel=_SAMPLER,
     )
-    spacing: str | None = arg(None, SPACED.format("karras"), choices=SPACINGS, panel=_SAMPLER)
+    spacing: str | None = arg(
+        None, "How the times are spaced; default: karras.", choices=SPACINGS, panel=_SAMPLER
+    )
 
 
 @dataclass(frozen=True)
