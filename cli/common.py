@@ -10,6 +10,7 @@ from genkit.errors import InputError
 from .console import say
 
 if TYPE_CHECKING:
+    from genkit.data.source import Source
     from genkit.models.load import Loaded
 
 RUNS = Path("runs")
@@ -105,3 +106,23 @@ def check_shape(source_shape: tuple[int, ...], wanted: tuple[int, ...], what: st
     """
     if tuple(source_shape) != tuple(wanted):
         raise InputError(f"{what} has shape {tuple(source_shape)}, the model needs {tuple(wanted)}")
+
+
+def check_source(source: "Source", loaded: "Loaded", name: str) -> None:
+    """Refuse data that the model was not made for: another kind, another shape, another codec's latents.
+    Those of its own codec are normalised as the model's training data were from here on.
+
+    Raises:
+        InputError: with what does not match.
+    """
+    info = source.info
+    if info.kind != loaded.info.kind:
+        remedy = "encode the images first" if loaded.info.kind == "latents" else "give the images themselves"
+        raise InputError(f"{name} holds {info.kind}, and the model works on {loaded.info.kind}; {remedy}")
+    check_shape(info.shape, loaded.info.shape, name)
+    if info.codec != loaded.info.codec:
+        raise InputError(
+            f"{name} was encoded by another codec than the model's training data; encode with that one"
+        )
+    # the model's own normalisation: the file's was measured on whatever it holds
+    source.info = info._replace(shift=loaded.info.shift, scale=loaded.info.scale)

@@ -54,24 +54,28 @@ def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
     Raises:
         InputError: for a class that is not there.
     """
+
+    def number(text: str) -> int:
+        if int(text) >= len(classes):
+            raise InputError(
+                f"--label {text} is out of range: the model knows {len(classes)} classes, from 0"
+            )
+        return int(text)
+
     found: list[int] = []
-    for part in text.split(","):
-        part = part.strip()
+    for part in (part.strip() for part in text.split(",")):
         ends = re.fullmatch(r"(\d+)-(\d+)", part)
         if part in classes:
             found.append(classes.index(part))
         elif ends:
-            found += range(int(ends[1]), int(ends[2]) + 1)
-        elif part.isdigit():
-            found.append(int(part))
+            span = range(number(ends[1]), number(ends[2]) + 1)
+            if not span:
+                raise InputError(f"--label {part} names no class; write it as 0-9 or 1,3,5")
+            found += span
+        elif part.isdecimal():
+            found.append(number(part))
         else:
             raise unknown("class", part, classes)
-    if not found:
-        raise InputError(f"--label {text} names no class; write it as 0-9 or 1,3,5")
-    if wrong := [k for k in found if k >= len(classes)]:
-        raise InputError(
-            f"--label {wrong[0]} is out of range: the model knows {len(classes)} classes, from 0"
-        )
     return found
 
 
@@ -89,8 +93,12 @@ def classes_of(loaded: Loaded, config: ConditionConfig) -> tuple[str, ...]:
     model = loaded.module
     if isinstance(model, Denoiser) and model.classes:
         return loaded.info.classes or tuple(str(i) for i in range(model.classes))
-    asked = "--label" if config.label is not None else "--guidance" if strength(config) != 1 else None
-    if asked:
+    given = {
+        "--label": config.label is not None,
+        "--guidance": strength(config) != 1,
+        "--guidance-interval": low_high != (0, 1),
+    }
+    if asked := next((option for option, there in given.items() if there), None):
         raise InputError(
             f"{asked} needs a class-conditional model and {loaded.checkpoint.path} is none; train one with "
             "--class-conditional, or guide by --classifier"
@@ -153,9 +161,14 @@ def load_guide(path: Path, loaded: Loaded) -> Loaded:
             f"--classifier {path} has seen clean images only; train one with --noise-conditioned"
         )
     mine, theirs = loaded.info, guide.info
-    if (mine.kind, mine.shape, mine.codec) != (theirs.kind, theirs.shape, theirs.codec):
+    if (mine.kind, mine.shape) != (theirs.kind, theirs.shape):
         raise InputError(
             f"--classifier {path} knows {theirs.kind} of shape {theirs.shape}, and the model makes "
             f"{mine.kind} of shape {mine.shape}; train it on the model's data ({mine.name})"
+        )
+    if (mine.codec, mine.shift, mine.scale) != (theirs.codec, theirs.shift, theirs.scale):
+        raise InputError(
+            f"--classifier {path} knows other latents than the model's; train it on the model's data "
+            f"({mine.name})"
         )
     return guide

@@ -14,6 +14,7 @@ from genkit.io.tensors import digest, read_metadata
 from .common import RUNS
 from .console import emit, say
 from .options import make
+from .outputs import parse_out
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,11 @@ Its settings are carried over; what genkit cannot reproduce is refused by name."
 
 
 def _import(config: ImportConfig) -> None:
+    path = _path(config)
     repository = open_repository(config.source, say)
     model = import_model(repository, config.part, config.size)
     for note in model.notes:
         say(f"note: {note}")
-    out = config.out or RUNS / Path(config.source).resolve().name
-    path = out if out.suffix == ".safetensors" else out / "model.safetensors"
     if not config.fresh and path.exists():
         _check_same(path, model)
     sha256 = save_checkpoint(
@@ -64,6 +64,18 @@ def _import(config: ImportConfig) -> None:
     values = sum(tensor.numel() for tensor in model.tensors.values())
     say(f"{model.family} of {values:,} parameters for {'x'.join(map(str, model.info.shape))} images")
     emit({"out": str(path), "model": model.family, "sha256": sha256} if config.json else path, config.json)
+
+
+def _path(config: ImportConfig) -> Path:
+    """The checkpoint's file.
+
+    Raises:
+        InputError: -o has another suffix, or is a file or a folder where it should not be one.
+    """
+    if config.out is None:
+        return RUNS / Path(config.source).resolve().name / "model.safetensors"
+    out = parse_out(str(config.out), ("tensors", "folder"))
+    return out.path if out.form == "tensors" else out.path / "model.safetensors"
 
 
 def _check_same(path: Path, model: Imported) -> None:

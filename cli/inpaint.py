@@ -32,7 +32,7 @@ from .invert import SHOWN, source_labels
 from .methods import SamplerConfig
 from .options import make
 from .outputs import Out, batched, deliver, parse_out
-from .preview import load_codec
+from .preview import load_codec, scaling
 from .sample import clips, last
 
 METHODS = ("repaint", "blend")
@@ -264,7 +264,7 @@ def latent_space(codec: Loaded, loaded: Loaded, hole: Tensor, device: torch.devi
     its cell is."""
     module: Any = codec.module.to(device)
     info = loaded.info
-    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+    shift, scale = scaling(info, device)
     cells = F.adaptive_max_pool2d(hole[None, None].float(), info.shape[1:])[0, 0] > 0
 
     @torch.inference_mode()

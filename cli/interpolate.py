@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from genkit import machine
-from genkit import noise as rng
 from genkit.config import REQUIRED, arg
 from genkit.diffusion.denoiser import Denoiser, bind
 from genkit.diffusion.interpolation import METHODS, path
@@ -20,6 +19,7 @@ from genkit.io.checkpoint import command_line
 from genkit.io.images import tile
 from genkit.io.latents import load_latents
 from genkit.models.load import Loaded
+from genkit.models.prior import own_codes
 from genkit.models.sampling import initial_noise, prepare, sampling_times
 
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
@@ -27,7 +27,7 @@ from .conditions import ConditionConfig, classes_of, parse_labels
 from .invert import source_labels
 from .options import make
 from .outputs import Folder, Out, parse_out, report_folder, write_animation, write_picture
-from .preview import check_codec, codec_for, load_codec
+from .preview import check_codec, codec_for, load_codec, scaling
 from .replay import replay_of
 from .sample import last
 
@@ -152,6 +152,11 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
 
     @torch.inference_mode()
     def of_images(x: Tensor, label: int | None) -> Tensor:
+        if not hasattr(module, "encode"):
+            raise InputError(
+                f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, which cannot encode images; "
+                "give two seeds"
+            )
         with machine.autocast(device, precision):
             return module.encode(x).z
 
@@ -161,7 +166,7 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
             return module.decode(z)
 
     def of_seed(seed: int, index: Tensor) -> Tensor:
-        return rng.normal(seed, rng.INITIAL, index, module.latent_shape)
+        return own_codes(module, seed, index)
 
     return Space(of_images, of_seed, ("latents",), module.latent_shape, show)
 
@@ -243,7 +248,7 @@ def _of_file(
         name = latents.classes[int(latents.labels[row])] if latents.classes else ""
         label = info.classes.index(name) if name in info.classes else None
     # the model's own normalisation: the file's was measured on whatever it holds
-    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+    shift, scale = scaling(info, device)
     return End(space.of_images((z - shift) / scale, label), label)
 
 
@@ -272,7 +277,7 @@ def _of_image(
     x = next(iter(source.batches(iter([torch.tensor([place])]), device))).x
     if codec is not None:
         module: Any = codec.module.to(device)
-        shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+        shift, scale = scaling(info, device)
         with torch.inference_mode():
             x = (module.encode(x).z - shift) / scale
     return End(space.of_images(x, label), label)

@@ -22,7 +22,7 @@ from genkit.io.latents import Latents
 from genkit.models.load import Loaded
 from genkit.models.sampling import prepare, sampling_times
 
-from .common import DataConfig, MachineConfig, check_shape, load, open_data
+from .common import DataConfig, MachineConfig, check_source, load, open_data
 from .conditions import ConditionConfig, denoise_of, labels_of
 from .console import Meter, say
 from .options import make
@@ -124,6 +124,8 @@ class Job(NamedTuple):
 def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("tensors", "stream"))
+    if config.report is not None:
+        parse_out(str(config.report), ("png",))
     device = machine.pick_device(run.device)
     loaded = load(config.model, "invert")
     model = loaded.module
@@ -276,25 +278,6 @@ def source_labels(
             f"{name} has class {strange!r}, which {loaded.checkpoint.path} does not know; give --label"
         )
     return found
-
-
-def check_source(source: Source, loaded: Loaded, name: str) -> None:
-    """Refuse data that the model was not made for: another kind, another shape, another codec's latents.
-
-    Raises:
-        InputError: with what does not match.
-    """
-    info = source.info
-    if info.kind != loaded.info.kind:
-        remedy = "encode the images first" if loaded.info.kind == "latents" else "give the images themselves"
-        raise InputError(f"{name} holds {info.kind}, and the model works on {loaded.info.kind}; {remedy}")
-    check_shape(info.shape, loaded.info.shape, name)
-    if info.codec != loaded.info.codec:
-        raise InputError(
-            f"{name} was encoded by another codec than the model's training data; encode with that one"
-        )
-    # the model's own normalisation: the file's was measured on whatever it holds
-    source.info = info._replace(shift=loaded.info.shift, scale=loaded.info.scale)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -182,6 +182,10 @@ class Sweep:
         self.method, self.config, self.sampler, self.condition = method, config, sampler, condition
         self.features, self.data, self.machine = features, data, run
         self.axes = parse_axes(config.over, type(sampler), ConditionConfig)
+        if sampler.noise is not None or "noise" in self.axes:
+            raise InputError(
+                "a sweep draws its images from --seed, so --noise cannot be; use `genkit sample`"
+            )
         self.cells: list[Cell] = [dict(zip(self.axes, v)) for v in itertools.product(*self.axes.values())]
         for cell in self.cells:  # wrong values are found before the first image is drawn
             self._configs(cell)

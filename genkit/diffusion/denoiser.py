@@ -36,6 +36,14 @@ def expand(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.device, x.dtype).reshape(values.shape + (1,) * (x.ndim - 1))
 
 
+def per_example(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) float32 on x's device of `values` () or (B,), one for each example of x (B, …)."""
+    if values.ndim == 0 and values.device.type == "cpu":
+        # filled in there: a copy from the CPU would make the host wait for the device at every step
+        return torch.full((len(x),), values.item(), device=x.device, dtype=torch.float32)
+    return values.to(x.device, torch.float32).expand(len(x))
+
+
 class Denoiser(nn.Module):
     """network(x (B, *S), level (B,), cond) -> (B, *S) with its schedule, its target and the data's spread.
 
@@ -69,8 +77,7 @@ class Denoiser(nn.Module):
         """
         alpha, sigma = (expand(f(t), x) for f in (self.schedule.alpha, self.schedule.sigma))
         scaled = x * input_scale(self.target, alpha, sigma, self.data_std)
-        level = self.schedule.embed(t).to(torch.float32).expand(len(x))
-        y = self.network(scaled, level.to(x.device), cond).float()
+        y = self.network(scaled, per_example(self.schedule.embed(t), x), cond).float()
         if not self.learn_variance:
             return y, None
         y, raw = y.chunk(2, dim=1)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .denoiser import Denoise, Denoiser, Prediction, expand
+from .denoiser import Denoise, Denoiser, Prediction, expand, per_example
 from .schedules import Schedule
 
 Null = Tensor | Callable[[Tensor], Tensor]  # labels or embeddings of nothing, or a function of t to them
@@ -34,7 +34,7 @@ def classifier_free(
         return null(t) if callable(null) else null
 
     def denoise(x: Tensor, t: Tensor) -> Prediction:
-        if scale == 1 or not interval[0] <= t.item() <= interval[1]:
+        if scale == 1 or not _acts(interval, t):
             return model(x, t, cond)
         nothing = empty(t)
         if scale == 0:
@@ -46,6 +46,11 @@ def classifier_free(
         return Prediction(torch.lerp(x0_u, x0_c, scale), torch.lerp(eps_u, eps_c, scale), kept)
 
     return denoise
+
+
+def _acts(interval: tuple[float, float], t: Tensor) -> bool:
+    """Whether t () on the CPU is in the interval; levels that churn raises beyond t = 1 count as 1."""
+    return interval[0] <= min(t.item(), 1.0) <= interval[1]
 
 
 def _like(model: Denoiser, cond: Tensor, other: Tensor) -> Tensor:
@@ -71,7 +76,7 @@ def classifier(
     def guided(x: Tensor, t: Tensor) -> Prediction:
         prediction = denoise(x, t)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        if scale == 0 or alpha.item() == 0 or not interval[0] <= t.item() <= interval[1]:
+        if scale == 0 or alpha.item() == 0 or not _acts(interval, t):
             return prediction
         gradient = _gradient(log_prob, x, t)
         push = scale * sigma
@@ -98,9 +103,9 @@ def label_log_prob(network: Callable[[Tensor, Tensor], Tensor], schedule: Schedu
 
     def log_prob(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        level = (torch.atan2(sigma, alpha) / (torch.pi / 2)).to(torch.float32)
+        level = torch.atan2(sigma, alpha) / (torch.pi / 2)
         scaled = x * expand((alpha**2 + sigma**2) ** -0.5, x)
-        logits = network(scaled, level.expand(len(x)).to(x.device))
+        logits = network(scaled, per_example(level, x))
         return torch.log_softmax(logits.float(), dim=1).gather(1, label[:, None])[:, 0]
 
     return log_prob

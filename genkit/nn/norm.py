@@ -175,11 +175,13 @@ def _moments(rows: Tensor, added: Tensor | None, groups: int) -> tuple[Tensor, T
         square += added * (channel + moved)
     mean, square = (t.view(shape).mean(2, keepdim=True) for t in (moved, square))
     variance = square - mean * mean
-    if bool((variance < _CANCELS * square).any()):
+    cancelled = variance < _CANCELS * square
+    if bool(cancelled.any()):
         centre = mean.expand(shape).reshape(n, channels)
         centre = centre if added is None else centre - added
         square = _squares(rows, centre[:, None])[1].div_(pixels)
-        variance = square.view(shape).mean(2, keepdim=True)
+        # only where needed: no group's result depends on the rest of the batch
+        variance = torch.where(cancelled, square.view(shape).mean(2, keepdim=True), variance)
     return channel, mean, variance
 
 

@@ -10,7 +10,7 @@ from genkit_cli.conditions import parse_labels
 
 from genkit.errors import InputError
 from genkit.io.images import read_about
-from genkit.io.latents import load_latents
+from genkit.io.latents import load_latents, save_latents
 
 DIGITS = tuple("0123456789")
 ANIMALS = ("cat", "dog", "10")
@@ -34,7 +34,14 @@ def test_labels_are_read(text, classes, wanted):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("10", "out of range"), ("0-12", "out of range"), ("cat", "unknown class"), (",", "class")],
+    [
+        ("10", "out of range"),
+        ("0-12", "out of range"),
+        ("0-99999999999999", "out of range"),  # before so many numbers are made
+        ("9-3", "9-3 names no class"),
+        ("cat", "unknown class"),
+        (",", "class"),
+    ],
 )
 def test_strange_labels_are_refused(text, message):
     """Oracle: the value is named."""
@@ -134,6 +141,7 @@ def test_trajectory(work, capfd):
 BAD = [
     (("sample", "ddim", "-m", "runs/ddpm", "--label", "3"), "--class-conditional"),
     (("sample", "ddim", "-m", "runs/ddpm", "--guidance", "2"), "--class-conditional"),
+    (("sample", "ddim", "-m", "runs/ddpm", "--guidance-interval", "0.2,0.8"), "--class-conditional"),
     (("sample", "ddim", "-m", "runs/cond", "--label", "10"), "out of range"),
     (("sample", "ddim", "-m", "runs/cond", "--label", "ten"), "unknown class"),
     (("sample", "ddim", "-m", "runs/cond", "--guidance", "-1"), "guidance"),
@@ -150,6 +158,14 @@ BAD = [
     (("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "--over", "stps=3"), "'steps'"),
     (("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "--over", "steps"), "steps=10"),
     (("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "--over", "eta=2"), "eta"),
+    (
+        ("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "--noise", "z.safetensors"),
+        "--noise",
+    ),
+    (
+        ("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "--over", "noise=a,b"),
+        "--noise",
+    ),
     (
         ("sweep", "ddim", "digits", "-m", "runs/ddpm", "--features", "runs/clf", "--over", "guidance=2"),
         "class",
@@ -209,3 +225,17 @@ def test_sweep_agrees_with_sample_and_eval_fid(work, capfd):
     code, out, err = genkit(capfd, "eval-fid", "img/", "digits", *arguments)
     assert code == 0, err
     assert json.loads(out)["fid"] == pytest.approx(fid, rel=1e-4)
+
+
+def test_a_classifier_of_latents_knows_their_normalisation(work, capfd):
+    """Oracle: the classifier of the model's own latents guides; that of another file's scale is refused."""
+    latents = load_latents(work / "z.safetensors")
+    save_latents(work / "other.safetensors", latents._replace(scale=(2.0, 3.0)))
+    train = ("train", "classifier", "--width", "8", "--steps", "1", "--noise-conditioned", "--device", "cpu")
+    for name in ("z", "other"):
+        assert genkit(capfd, *train, "--data", f"{name}.safetensors", "-o", f"runs/{name}")[0] == 0
+    draw = ("sample", "ddim", "-m", "runs/ldm", "-n", "1", "--steps", "2", "-o", "x.safetensors")
+    assert genkit(capfd, *draw, "--classifier", "runs/z")[0] == 0
+    code, _, err = genkit(capfd, *draw, "--classifier", "runs/other")
+    assert code == 2
+    assert "other latents than the model's" in err

@@ -61,6 +61,7 @@ def test_an_imported_autoencoder_is_a_codec(here, capfd):
         (("import", "pipeline", "--part", "vae"), "vae = null is not supported"),
         (("import", "pipeline", "--part", "vea"), "did you mean 'vae'"),
         (("import", "odd"), 'act_fn = "mish"'),
+        (("import", "pipeline", "-o", "x.bin"), "x.bin"),
         (("import", "kl", "-o", "taken.safetensors"), "holds another model; use --fresh"),
         (("export", "-m", "clf.safetensors"), "does not exist"),
         (("export",), "no model under runs/"),

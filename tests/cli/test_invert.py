@@ -134,6 +134,7 @@ def test_batches_change_nothing(work, capfd):
         ((*COND, "--pivotal"), "nothing to do at --guidance 1"),
         ((*COND, "--pivotal", "--guidance", "4", "--precision", "bf16"), "--pivotal fails in bf16"),
         ((*COND, "--label", "12"), "--label 12 is out of range"),
+        ((*COND, "--report", "r.txt"), "r.txt"),
         ((*COND, "--pivotal", "--guidance", "4", "--inner", "0"), "inner"),
     ],
 )

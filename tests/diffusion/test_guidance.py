@@ -128,6 +128,18 @@ def test_guidance_acts_within_its_interval_only():
         assert model.sizes.pop() == size
 
 
+def test_guidance_acts_above_the_schedule_s_last_level():
+    """Oracle: churn raises the first level of `karras` beyond t = 1; guidance acts there too."""
+    schedule, t = karras(), torch.tensor(1.02, dtype=torch.float64)
+    x = torch.full((2, 1), 60.0, dtype=torch.float64)
+    model = Labelled(schedule)
+    classifier_free(model, torch.tensor([0, 1]), torch.full((2,), 2), 3.0)(x, t)
+    assert model.sizes == [4]
+    log_prob = lambda x, t: torch.log_softmax(log_components(schedule, x, t), dim=1)[:, 1]  # noqa: E731
+    guided = classifier(mixture(schedule), schedule, log_prob, 3.0)(x, t)
+    assert not torch.equal(guided.x0, mixture(schedule)(x, t).x0)
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_guided_samples_are_of_their_class(label):
     """Oracle: the mean of the label's component and, for scale 1, its spread (5 standard errors)."""

@@ -150,3 +150,13 @@ def test_a_norm_of_another_kind():
     e, a, b = (v[:, :, None, None] for v in (added, scale, shift))
     want = F.silu((x + e) * (1 + a) + b)
     torch.testing.assert_close(norm_silu(torch.nn.Identity(), x, added, scale, shift), want)
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    """Oracle: the same image alone, to the bit, beside one whose variance has to be summed again."""
+    norm = GroupNorm(4, 8)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 3, 5, generator=generator).contiguous(memory_format=torch.channels_last)
+    x[1] = 1000 + 1e-3 * x[1]
+    with torch.no_grad():
+        assert torch.equal(norm_silu(norm, x)[:1], norm_silu(norm, x[:1]))
