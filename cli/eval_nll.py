@@ -1,4 +1,7 @@
-"""genkit eval-nll SOURCE: a diffusion model's variational bound in bits/dim, and its curve over the steps."""
+"""genkit eval-nll SOURCE: a diffusion model's variational bound in bits/dim, and its curve over the steps.
+
+The bound of a VAE is in importance.py.
+"""
 
 import csv
 import io as std_io
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genkit import dist, io, machine
+from genkit.codecs.autoencoder import Autoencoder
 from genkit.config import REQUIRED, arg
 from genkit.data.source import Source
 from genkit.diffusion.bound import VARIANCES, make_chain
@@ -20,16 +24,20 @@ from genkit.evaluate.nll import Nll, Point, nll, spread
 from genkit.models.load import Loaded
 from genkit.models.sampling import prepare, sampling_times
 
-from .common import DataConfig, MachineConfig, check_shape, load, open_data
+from .common import DataConfig, MachineConfig, check_source, load, open_data
 from .console import Meter, emit, say
+from .importance import ImportanceConfig, evaluate_vae
 from .options import make
 
-HELP = "How likely a diffusion model finds images: the variational bound in bits/dim, term by term."
+HELP = (
+    "How likely a model finds images: a diffusion model's variational bound in bits/dim, step by step; "
+    "a VAE's importance-weighted bound in nats."
+)
 
 
 @dataclass(frozen=True)
 class NllConfig:
-    """Which model is measured on what, and along which chain."""
+    """Which model is measured on what, and along which chain or by how many samples."""
 
     source: str = arg(
         REQUIRED,
@@ -43,7 +51,11 @@ class NllConfig:
         min=1,
         short="-n",
     )
-    out: str = arg("nll", "The curve: x.csv, x.png, or dir/ for curve.csv and curve.png.", short="-o")
+    out: str | None = arg(
+        None,
+        "The curve of a diffusion model: x.csv, x.png, or dir/ for curve.csv and curve.png; default: nll/.",
+        short="-o",
+    )
     seed: int = arg(0, "Decides the noise of each image at each step.", min=0, max=2**63 - 1)
     json: bool = arg(False, "Print the result, with its curve, as one JSON line.")
     steps: int = arg(1000, "Steps of the chain, one network evaluation of each image.", min=2, panel="Chain")
@@ -64,14 +76,22 @@ class NllConfig:
 def command(name: str) -> Any:
     """The `genkit eval-nll` command."""
     defaults = {"precision": "fp32"}
-    return make(_eval, NllConfig, DataConfig, MachineConfig, command="eval-nll", defaults=defaults, help=HELP)
+    groups = (NllConfig, ImportanceConfig, DataConfig, MachineConfig)
+    return make(_eval, *groups, command="eval-nll", defaults=defaults, help=HELP)
 
 
-def _eval(config: NllConfig, data: DataConfig, run: MachineConfig) -> None:
+def _eval(config: NllConfig, importance: ImportanceConfig, data: DataConfig, run: MachineConfig) -> None:
     machine.tune_allocator()
-    files = _files(config.out)
     device = machine.pick_device(run.device)
     loaded = load(config.model, "eval-nll")
+    if isinstance(loaded.module, Autoencoder):
+        if config.out is not None:
+            raise InputError(f"-o {config.out} is for the curve of a diffusion model; a VAE's bound has none")
+        evaluate_vae(loaded, config, importance, data, run)
+        return
+    if importance.binarise is not None:
+        raise InputError("--binarise is for a VAE; a diffusion model's bound is that of 8-bit images")
+    files = _files(config.out or "nll")
     model = loaded.module
     assert isinstance(model, Denoiser)
     source = open_data(config.source, data, loaded)
@@ -139,16 +159,8 @@ def _check(source: Source, loaded: Loaded, spec: str) -> None:
     Raises:
         InputError: of another kind, shape or codec, or without the classes that the model knows.
     """
+    check_source(source, loaded, spec)
     mine, model = source.info, loaded.info
-    if mine.kind != model.kind:
-        remedy = "encode the images with its codec" if model.kind == "latents" else "decode them first"
-        raise InputError(f"{spec} holds {mine.kind}, and the model is one of {model.kind}; {remedy}")
-    check_shape(mine.shape, model.shape, spec)
-    if mine.codec != model.codec:
-        raise InputError(
-            f"{spec} was encoded by another codec ({mine.codec[:12] or 'unknown'}) than the model's data "
-            f"({model.codec[:12] or 'unknown'}); encode it with that one"
-        )
     classes = getattr(loaded.module, "classes", 0)
     if not classes:
         return

@@ -27,10 +27,11 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "train": Verb("train", "Train a model: vae, ddpm, classifier.", "Make"),
+    "train": Verb("train", "Train a model: autoencoders, GAN, diffusion, classifier.", "Make"),
     "sample": Verb("sample", "Draw new images or latents from a model.", "Make"),
     "encode": Verb("encode", "Images to the latents of a codec.", "Convert"),
     "decode": Verb("decode", "Latents back to images.", "Convert"),
+    "reconstruct": Verb("reconstruct", "Images through a codec and back, with their PSNR.", "Convert"),
     "invert": Verb("invert", "Images to the noise that regenerates them.", "Convert"),
     "import": Verb("import_", "A diffusers model to a checkpoint.", "Convert"),
     "export": Verb("export", "A checkpoint to a folder that diffusers loads.", "Convert"),
@@ -39,12 +40,20 @@ VERBS = {
     "eval-fid": Verb(
         "eval_fid", "How close images are to real ones: FID, KID, precision and recall, IS.", "Measure"
     ),
-    "eval-nll": Verb("eval_nll", "How likely a diffusion model finds images, in bits/dim.", "Measure"),
+    "eval-nll": Verb("eval_nll", "How likely a diffusion model or a VAE finds images.", "Measure"),
+    "fit-prior": Verb("fit_prior", "Fit a prior to a codec's codes, and measure them.", "Make"),
     "sweep": Verb("sweep", "A table of FIDs over sampler settings.", "Measure"),
+    "plot": Verb("plot", "Figures: latents, curves, what a code's units do, tables.", "Measure"),
     "info": Verb("info", "What a genkit file is, and the command that made it.", "Measure"),
 }
 MODELS = {
+    "ae": Verb("train", "An autoencoder: plain, denoising or sparse."),
     "vae": Verb("train", "A variational autoencoder: generates, and is the codec of latent models."),
+    "hvae": Verb("train", "A hierarchical VAE: levels of latents, each explained by the one above."),
+    "aae": Verb("train", "An adversarial autoencoder: codes shaped like a prior of your choice."),
+    "vqvae": Verb("train", "A VQ-VAE: images as grids of tokens from a learned codebook."),
+    "vqgan": Verb("train", "A VQGAN: the same with a patch critic and a perceptual loss."),
+    "gan": Verb("train", "A generative adversarial network: one step from noise to an image."),
     "ddpm": Verb("train", "A diffusion model of images, or of latents."),
     "classifier": Verb("train", "A classifier: features for eval-fid, guidance for sampling."),
 }
@@ -57,7 +66,15 @@ METHODS = {
     "prior": Verb("sample", "From the prior of an autoencoder, in one step."),
 }
 SWEPT = {name: verb._replace(module="sweep") for name, verb in METHODS.items() if name != "prior"}
-GROUPS = {"train": MODELS, "sample": METHODS, "sweep": SWEPT}
+KINDS = {
+    "latents": Verb("plot", "Codes in the plane, coloured by class, with their k-NN accuracy."),
+    "curves": Verb("plot", "The training curves of one or many runs."),
+    "manifold": Verb("plot", "Images decoded over the plane of the first two latent units."),
+    "traversal": Verb("plot", "What each latent unit does to an image, the busiest first."),
+    "nll": Verb("plot", "The bounds of eval-nll, step by step, of one or many models."),
+    "sweep": Verb("plot", "Tables of sweep as lines: FID against network evaluations."),
+}
+GROUPS = {"train": MODELS, "sample": METHODS, "sweep": SWEPT, "plot": KINDS}
 
 
 class Lazy(TyperGroup):

@@ -118,7 +118,9 @@ def parameter(field: dataclasses.Field[Any], hint: Any, changed: Mapping[str, An
     settings: dict[str, Any] = {"help": meta["help"]}
     if not meta["positional"]:
         settings["rich_help_panel"] = meta["panel"] or "Options"
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(kind) is tuple and meta["positional"]:
+        kind = list[typing.get_args(kind)[0]]  # type: ignore[misc]
+    elif typing.get_origin(kind) is tuple:
         settings |= {"parser": parse_numbers, "metavar": "N,N,…"}
         kind, default = str, ",".join(map(str, default)) if default is not None else None
     elif kind in (int, float):

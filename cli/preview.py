@@ -45,6 +45,12 @@ def decoder_of(info: Info, device: torch.device, near: Path) -> Callable[[Tensor
         return lambda x: (x / 3).clamp(-1, 1)
 
 
+def scaling(info: Info, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(shift, scale), (C, 1, 1): a model of `info` works on (latents - shift) / scale."""
+    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+    return shift, scale
+
+
 def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -> Callable[[Tensor], Tensor]:
     """A function from a model's data to images in [-1, 1]: the identity for images, else the codec's decoder.
 
@@ -54,7 +60,7 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
     if info.kind != "latents":
         return lambda x: x
     module: Any = load_codec(info, path, near).module.to(device)
-    shift, scale = (torch.tensor(v, device=device).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+    shift, scale = scaling(info, device)
 
     @torch.inference_mode()
     def decode(x: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ from genkit import dist, io, machine
 from genkit.config import arg, to_dict
 from genkit.diffusion.denoiser import Denoiser, clipped
 from genkit.diffusion.samplers import Step
-from genkit.errors import InputError
 from genkit.io.images import gif_bytes, tile
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
-from genkit.models.prior import draw_prior
+from genkit.models.prior import draw_prior, prior_of
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
 from .common import MachineConfig, PrecisionConfig, load
@@ -26,7 +25,7 @@ from .console import Meter, say
 from .methods import METHODS, SamplerConfig, settled
 from .options import make
 from .outputs import Out, deliver, parse_out, write_animation
-from .preview import codec_for
+from .preview import codec_for, scaling
 from .replay import Replay, null_of, replay_of
 from .streams import read_input
 
@@ -67,11 +66,22 @@ class TrajectoryConfig:
     )
 
 
+@dataclass(frozen=True)
+class PriorConfig:
+    """Where codes are drawn from."""
+
+    prior: str | None = arg(
+        None,
+        "File of `genkit fit-prior`, or own: what the model was trained to have, such as a standard normal; "
+        "default: the one that was fitted to the model and is beside it, else its own.",
+    )
+
+
 def command(name: str) -> Any:
     """The `genkit sample NAME` command."""
     if name == "prior":
-        help = "From the prior of an autoencoder: standard normal codes, decoded."
-        return make(_prior, SampleConfig, PrecisionConfig, command="sample prior", help=help)
+        help = "From the prior of an autoencoder, standard normal or fitted: codes, decoded."
+        return make(_prior, SampleConfig, PriorConfig, PrecisionConfig, command="sample prior", help=help)
     method = METHODS[name]
 
     def body(
@@ -87,26 +97,28 @@ def command(name: str) -> Any:
     return make(body, *groups, command=f"sample {name}", help=method.help)
 
 
-def _prior(sample: SampleConfig, run: PrecisionConfig) -> None:
+def _prior(sample: SampleConfig, asked: PriorConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
     out = parse_out(sample.out or "prior.png", ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
     loaded = load(sample.model, "sample prior")
     module: Any = loaded.module.to(device)
-    if not module.bottleneck.has_prior:
-        raise InputError(f"{loaded.checkpoint.path} has no prior; train one with --bottleneck gaussian")
+    prior, words = prior_of(module, loaded.checkpoint.path, loaded.checkpoint.sha256, asked.prior)
+    if words:
+        say(f"prior: {words}")
     precision = machine.resolve_precision(run.precision, device)
 
     @torch.inference_mode()
     def draw(index: Tensor) -> Tensor:
         with machine.autocast(device, precision):
-            return draw_prior(module, sample.seed, index.to(device))
+            return draw_prior(module, sample.seed, index.to(device), prior)
 
     settings = {
         "method": "prior",
         "seed": sample.seed,
         "precision": precision,
         "model": loaded.checkpoint.sha256,
+        "prior": prior.sha256 if prior is not None else None,
     }
     dist.start(device)
     try:
@@ -293,7 +305,7 @@ def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any], labels: Tensor 
     classes = info.classes if labels is not None else ()
     if info.kind == "images":
         return Latents(z, "images", labels, model=model, classes=classes, extra=extra)
-    shift, scale = (torch.tensor(v).reshape(-1, 1, 1) for v in (info.shift, info.scale))
+    shift, scale = scaling(info, z.device)
     return Latents(
         z * scale + shift,
         "latents",
@@ -311,13 +323,13 @@ def _film(
     label: str, steps_of: StepsOf, n: int, total: int, show: Callable[[Step], Tensor]
 ) -> list[Image.Image]:
     """At most some 50 frames of the steps of the first n images; show: a step -> what its frame shows."""
-    frames = []
+    frames, stride = [], max(1, total // 50)
     with Meter(label, total) as meter:
         for k, step in enumerate(steps_of(torch.arange(n))):
-            frames.append(tile(show(step).cpu(), least=256))
+            if k % stride == 0 or k + 1 == total:
+                frames.append(tile(show(step).cpu(), least=256))
             meter.update(k + 1)
-    stride = max(1, len(frames) // 50)
-    return [*frames[:-1:stride], frames[-1]]
+    return frames
 
 
 def _animate(

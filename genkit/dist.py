@@ -74,10 +74,28 @@ def any_of(flag: bool, device: torch.device) -> bool:
     return bool(value.item())
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum of `x` over all processes, in every process; `x` itself is overwritten with it."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
 def share(n: int) -> range:
     """This process's contiguous part of 0 … n - 1; the parts differ in length by at most one."""
     r, w = rank(), world()
     return range(n * r // w, n * (r + 1) // w)
+
+
+def average(value: Tensor) -> Tensor:
+    """The mean of `value` over the processes, for a loss that is no sum over examples.
+
+    Its gradient is the one of this process's `value`: averaged over the processes, as gradients are, that is
+    the gradient of the loss of the whole batch.
+    """
+    if not dist.is_initialized():
+        return value
+    return value + (total(value.detach().clone()) / world() - value).detach()
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -35,6 +35,12 @@ class Entry(NamedTuple):
 MODELS: dict[str, Entry] = {}
 FAMILIES = {  # name -> its module in genkit.models, imported on demand
     "vae": "vae",
+    "ae": "ae",
+    "hvae": "hvae",
+    "vqvae": "vqvae",
+    "vqgan": "vqgan",
+    "gan": "gan",
+    "aae": "aae",
     "ddpm": "ddpm",
     "classifier": "classifier",
     "diffusers-unet": "imported_unet",

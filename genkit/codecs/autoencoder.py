@@ -1,5 +1,7 @@
 """Autoencoder: an encoder, a bottleneck and a decoder as one module."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +18,11 @@ class Autoencoder(nn.Module):
     encoder: (B, C, H, W) in [-1, 1] -> what the bottleneck takes; decoder: codes -> (B, C, H, W) raw output.
     latent_shape: (C, H, W) of a code; a latent vector is C x 1 x 1.
     logits: the raw output is the logit of a pixel's brightness in [0, 1]; otherwise the pixel in [-1, 1].
-    learn_sigma: holds `log_sigma`, the log standard deviation of the pixels around the decoder's output.
+    learn_sigma: holds `log_sigma`, the log standard deviation of the pixels around the decoder's output;
+    sigma: fixes it instead.
     """
+
+    fixed_log_sigma: Tensor | None
 
     def __init__(
         self,
@@ -28,19 +33,24 @@ class Autoencoder(nn.Module):
         *,
         logits: bool = False,
         learn_sigma: bool = False,
+        sigma: float | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
         self.latent_shape, self.logits = latent_shape, logits
-        self.raw_log_sigma = nn.Parameter(torch.zeros(1)) if learn_sigma else None
+        self.raw_log_sigma = nn.Parameter(torch.zeros(1)) if learn_sigma and sigma is None else None
+        fixed = None if sigma is None else torch.tensor(math.log(sigma))
+        self.register_buffer("fixed_log_sigma", fixed, persistent=False)  # the configuration keeps it
 
     @property
     def log_sigma(self) -> Tensor:
         """0-dim log standard deviation of a pixel in [-1, 1].
 
         Raises:
-            ValueError: the autoencoder was built without `learn_sigma`.
+            ValueError: the autoencoder was built without `learn_sigma` and `sigma`.
         """
+        if self.fixed_log_sigma is not None:
+            return self.fixed_log_sigma
         if self.raw_log_sigma is None:
             raise ValueError("this autoencoder has no log_sigma; build it with learn_sigma=True")
         return MIN_LOG_SIGMA + F.softplus(self.raw_log_sigma[0] - MIN_LOG_SIGMA)
@@ -58,7 +68,9 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """The images of z: (B, *latent_shape), as (B, C, H, W) float32 in [-1, 1]."""
-        raw = self.decode_raw(z)
+        snap = getattr(self.bottleneck, "snap", None)
+        # what another model drew lies between the codes of a codebook; codes themselves stay as they are
+        raw = self.decode_raw(z if snap is None else snap(z))
         return raw.sigmoid() * 2.0 - 1.0 if self.logits else raw.clamp(-1.0, 1.0)
 
     def forward(self, x: Tensor, *, noise: Tensor | None = None) -> tuple[Code, Tensor]:

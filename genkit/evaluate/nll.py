@@ -112,10 +112,11 @@ def _summary(n: int, rows: Tensor, sums: Tensor, times: Tensor) -> Nll:
     mean, square, mse = (sums / n).unbind(1)
     error = ((square - mean**2).clamp(min=0) / max(1, n - 1)).sqrt()
     curve = zip(range(1, len(times) + 1), times.tolist(), mean.tolist(), error.tolist(), mse.tolist())
-    prior, steps, decoder = (_estimate(column) for column in rows.unbind(1))
-    return Nll(n, _estimate(rows.sum(dim=1)), prior, steps, decoder, tuple(Point(*p) for p in curve))
+    prior, steps, decoder = (estimate(column) for column in rows.unbind(1))
+    return Nll(n, estimate(rows.sum(dim=1)), prior, steps, decoder, tuple(Point(*p) for p in curve))
 
 
-def _estimate(values: Tensor) -> Estimate:
+def estimate(values: Tensor) -> Estimate:
+    """The mean of values (n,) and its standard error."""
     error = values.std().item() / len(values) ** 0.5 if len(values) > 1 else 0.0
     return Estimate(values.mean().item(), error)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from ..codecs.bottlenecks import GaussianBottleneck, IdentityBottleneck
 from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
-from ..nn.coders import ConvDecoder, ConvEncoder, halvings, mlp_decoder, mlp_encoder
-from ..objectives.reconstruction import RECON, Reconstruction
+from ..nn.coders import BlackAndWhite, ConvDecoder, ConvEncoder, halvings, mlp_decoder, mlp_encoder
+from ..objectives.reconstruction import RECON, Reconstruction, image_nats
 from ..registry import Entry, register
 
 _NETWORK, _LOSS = "Network", "Loss"
@@ -22,11 +23,19 @@ BOTTLENECKS: dict[str, type[GaussianBottleneck | IdentityBottleneck]] = {
     "gaussian": GaussianBottleneck,
     "none": IdentityBottleneck,
 }
+OPTIM: dict[str, Any] = {
+    "lr": 2e-3,
+    "batch_size": 128,
+    "warmup": 500,
+    "decay": "linear",
+    "ema": 0.02,
+    "steps": 9400,
+}
 
 
 @dataclass(frozen=True)
-class VaeConfig:
-    """Settings of `genkit train vae`."""
+class CoderConfig:
+    """What autoencoders of one encoder and one decoder share: their networks and their pixels."""
 
     latent: str = arg(
         "20", "The code: 20 is a vector of 20 units, 4x7x7 a 7x7 map of 4 channels.", panel=_NETWORK
@@ -41,16 +50,36 @@ class VaeConfig:
     blocks: int = arg(
         0, "Residual blocks a size (conv): better pictures at 3 times the work for 1.", min=0, panel=_NETWORK
     )
-    bottleneck: str = arg(
-        "gaussian", "gaussian is a VAE, none a plain autoencoder.", choices=tuple(BOTTLENECKS), panel=_NETWORK
-    )
     recon: str = arg(
         "bce",
-        "Pixels are bce: Bernoulli; gaussian: normal of a learned sigma; mse: normal of sigma 1 on [-1, 1].",
+        "Pixels are bce: Bernoulli; gaussian: normal of one sigma; mse: normal of sigma 1 on [-1, 1].",
         choices=RECON,
         panel=_LOSS,
     )
+    sigma: float | None = arg(
+        None,
+        "Standard deviation of --recon gaussian, of pixels in [-1, 1]; default: learned.",
+        min=1e-3,
+        panel=_LOSS,
+    )
+
+
+@dataclass(frozen=True)
+class VaeConfig(CoderConfig):
+    """Settings of `genkit train vae`."""
+
+    bottleneck: str = arg(
+        "gaussian", "gaussian is a VAE, none a plain autoencoder.", choices=tuple(BOTTLENECKS), panel=_NETWORK
+    )
     beta: float = arg(1.0, "Weight of the KL; 1 is the ELBO (Higgins et al. 2017).", min=0.0, panel=_LOSS)
+    recon_weight: float = arg(
+        1.0, "Weight of the reconstruction; 0 leaves only the KL.", min=0.0, panel=_LOSS
+    )
+    kl_warmup: int = arg(0, "Steps over which the weight of the KL rises from 0 to beta.", min=0, panel=_LOSS)
+    free_bits: float = arg(
+        0.0, "Nats that each unit may spend at no cost (Kingma et al. 2016).", min=0.0, panel=_LOSS
+    )
+    binarise: bool = arg(False, "Make pixels black or white, cut at half of full brightness.", panel=_LOSS)
 
 
 def latent_shape(text: str, info: Info) -> tuple[int, int, int]:
@@ -75,18 +104,27 @@ def latent_shape(text: str, info: Info) -> tuple[int, int, int]:
     return c, h, w
 
 
-def build(config: VaeConfig, info: Info) -> Autoencoder:
-    """The autoencoder for images like those of `info`.
+def autoencoder(
+    name: str,
+    config: CoderConfig,
+    info: Info,
+    bottleneck: GaussianBottleneck | nn.Module,
+    binarise: bool = False,
+) -> Autoencoder:
+    """The autoencoder of family `name` for images like those of `info`, around `bottleneck`.
+
+    binarise: the encoder makes its input black and white first.
 
     Raises:
-        InputError: the source holds latents, or the latent shape does not fit.
+        InputError: the source holds latents, the latent shape does not fit, or --sigma has no use.
     """
     if info.kind != "images":
-        raise InputError(f"vae trains on images and {info.name} holds {info.kind}; give the images")
+        raise InputError(f"{name} trains on images and {info.name} holds {info.kind}; give the images")
+    if config.sigma is not None and config.recon != "gaussian":
+        raise InputError(f"--sigma {config.sigma:g} is for --recon gaussian, not --recon {config.recon}")
     code, image = latent_shape(config.latent, info), info.shape
     width = config.width or WIDTHS[config.arch]
-    bottleneck = BOTTLENECKS[config.bottleneck]()
-    wide = (bottleneck.width_in(code[0]), *code[1:])
+    wide = (bottleneck.width_in(code[0]), *code[1:])  # type: ignore[operator]
     encoder: nn.Module
     decoder: nn.Module
     if config.arch == "mlp":
@@ -94,14 +132,50 @@ def build(config: VaeConfig, info: Info) -> Autoencoder:
     else:
         encoder = ConvEncoder(image, wide, width, config.blocks)
         decoder = ConvDecoder(code, image, width, config.blocks)
-    gaussian = config.recon == "gaussian"
-    return Autoencoder(encoder, bottleneck, decoder, code, logits=config.recon == "bce", learn_sigma=gaussian)
+    if binarise:
+        encoder = nn.Sequential(BlackAndWhite(), encoder)
+    logits, gaussian = config.recon == "bce", config.recon == "gaussian"
+    return Autoencoder(
+        encoder, bottleneck, decoder, code, logits=logits, learn_sigma=gaussian, sigma=config.sigma
+    )
+
+
+def build(config: VaeConfig, info: Info) -> Autoencoder:
+    """The autoencoder for images like those of `info`.
+
+    Raises:
+        InputError: see `autoencoder`; or --free-bits without a posterior.
+    """
+    if config.free_bits > 0 and config.bottleneck != "gaussian":
+        raise InputError(f"--free-bits {config.free_bits:g} needs --bottleneck gaussian: no KL, nothing free")
+    return autoencoder("vae", config, info, BOTTLENECKS[config.bottleneck](), config.binarise)
 
 
 def objective(module: nn.Module, config: VaeConfig, info: Info) -> Reconstruction:
-    """The -ELBO of `module`."""
+    """The -ELBO of `module`, as `config` weighs it."""
     assert isinstance(module, Autoencoder)
-    return Reconstruction(module, config.recon, config.beta)
+    return Reconstruction(
+        module,
+        config.recon,
+        config.beta,
+        recon_weight=config.recon_weight,
+        warmup=config.kl_warmup,
+        free_bits=config.free_bits,
+        binarise=config.binarise,
+    )
+
+
+def posterior(module: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(mean, log variance, KL from the prior (B,) in nats) of q(z | x)."""
+    assert isinstance(module.bottleneck, GaussianBottleneck)
+    h = module.encoder(x)
+    return *module.bottleneck.posterior(h), module.bottleneck(h).penalty
+
+
+def log_likelihood(module: Autoencoder, config: CoderConfig, z: Tensor, x: Tensor) -> Tensor:
+    """(B,) log p(x | z) in nats: of brightness as a coin's mean for bce, else a density on [-1, 1]."""
+    log_sigma = module.log_sigma if config.recon == "gaussian" else None
+    return -image_nats(config.recon, module.decode_raw(z), x, log_sigma)
 
 
 @torch.inference_mode()
@@ -124,15 +198,8 @@ register(
         config=VaeConfig,
         build=build,
         objective=objective,
-        verbs=("sample prior", "encode", "decode", "interpolate"),
-        defaults={
-            "lr": 2e-3,
-            "batch_size": 128,
-            "warmup": 500,
-            "decay": "linear",
-            "ema": 0.02,
-            "steps": 9400,
-        },
+        verbs=("sample prior", "encode", "decode", "interpolate", "eval-nll"),
+        defaults=OPTIM,
         preview=preview,
     ),
 )

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,14 @@ class Brightness(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(x + 1) / 2 for x of any shape."""
         return 0.5 * x + 0.5
+
+
+class BlackAndWhite(nn.Module):
+    """Pixels in [-1, 1] as -1 or 1, whichever is nearer; the middle is black."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape, binarised."""
+        return torch.where(x > 0, 1.0, -1.0)
 
 
 def _mlp(a: Shape, b: Shape, width: int) -> list[nn.Module]:

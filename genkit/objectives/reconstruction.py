@@ -6,10 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import dist
 from .. import noise as rng
 from ..codecs.autoencoder import Autoencoder
+from ..codecs.bottlenecks import Code
 from ..data.source import Batch
 from ..train.objective import Loss, Noise, Objective
+from .corruption import Corruption
 
 RECON = ("bce", "mse", "gaussian")
 
@@ -32,29 +35,124 @@ def gaussian_nats(mean: Tensor, x: Tensor, log_sigma: Tensor) -> Tensor:
     return 0.5 * square * torch.exp(-2.0 * log_sigma) + x.numel() * constant
 
 
+def image_nats(recon: str, raw: Tensor, x: Tensor, log_sigma: Tensor | None) -> Tensor:
+    """(B,) -log p(x | z) of each image in nats, constants included, for a model's raw output.
+
+    log_sigma: 0-dim, for recon "gaussian"; "mse" is a normal of sigma 1.
+    """
+    if recon == "bce":
+        nats = F.binary_cross_entropy_with_logits(raw, 0.5 * x + 0.5, reduction="none")
+        return nats.flatten(1).sum(dim=1)
+    log_sigma = raw.new_zeros(()) if log_sigma is None else log_sigma
+    square = (raw - x).square().flatten(1).sum(dim=1)
+    constant = log_sigma + 0.5 * math.log(2.0 * math.pi)
+    return 0.5 * square * torch.exp(-2.0 * log_sigma) + x[0].numel() * constant
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """(B,) peak signal-to-noise ratio in dB of each image of y against x, both (B, C, H, W) in [-1, 1].
+
+    y is clipped to the range first, as a picture of it would be; equal images count as 100 dB.
+    """
+    mse = (x - y.clamp(-1.0, 1.0)).square().flatten(1).mean(dim=1)
+    return 10.0 * torch.log10(4.0 / mse.clamp(min=4e-10))
+
+
+def binarised(x: Tensor) -> Tensor:
+    """x in [-1, 1] as black and white: 1 where a pixel is brighter than 0.5 of 1, else -1."""
+    return torch.where(x > 0, 1.0, -1.0)
+
+
 class Reconstruction(Objective):
-    """-ELBO in nats per image: reconstruction + beta * penalty (beta: Higgins et al. 2017).
+    """recon_weight * reconstruction + beta * penalty of the code, per image; 1 and 1 give the -ELBO in nats.
 
     recon "bce": Bernoulli on brightness in [0, 1]; the model's raw output is its logit.
     recon "mse": half the squared error of pixels in [-1, 1], summed: a normal of variance 1, no constant.
-    recon "gaussian": a normal whose one sigma is learned, constants included (sigma-VAE, Rybkin et al. 2021).
+    recon "gaussian": a normal of one sigma, learned or fixed, constants included (Rybkin et al. 2021).
+    beta: Higgins et al. 2017. warmup: optimiser steps over which it rises from 0 (Sonderby et al. 2016).
+    free_bits: nats that each unit may spend at no cost, on average over the batch (Kingma et al. 2016,
+    eq. 15, with every unit a group of its own).
+    corrupt: done to the encoder's input; the clean images are to come back (Vincent et al. 2010).
+    binarise: images are made black and white first.
     """
 
     model: Autoencoder
+    done: Tensor
 
-    def __init__(self, model: Autoencoder, recon: str, beta: float) -> None:
+    def __init__(
+        self,
+        model: Autoencoder,
+        recon: str,
+        beta: float = 1.0,
+        *,
+        recon_weight: float = 1.0,
+        warmup: int = 0,
+        free_bits: float = 0.0,
+        corrupt: Corruption | None = None,
+        binarise: bool = False,
+    ) -> None:
         super().__init__()
-        self.model, self.recon, self.beta = model, recon, beta
+        self.model, self.recon, self.beta, self.recon_weight = model, recon, beta, recon_weight
+        self.warmup, self.free_bits, self.corrupt, self.binarise = warmup, free_bits, corrupt, binarise
+        if warmup:
+            # optimiser steps done: a buffer is saved with the run's state, and a compiled loss can read it
+            self.register_buffer("done", torch.zeros((), dtype=torch.int64))
+
+    def stepped(self) -> None:
+        """Count the step, which the warm-up is a function of."""
+        if self.warmup:
+            self.done += 1
 
     def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
-        """-ELBO with one posterior sample an image; logs its two terms and the bottleneck's own numbers."""
-        model, x = self.model, batch.x
-        code, raw = model(x, noise=noise.normal(rng.POSTERIOR, model.latent_shape))
+        """The loss with one posterior sample an image; logs its terms and the bottleneck's own numbers."""
+        model, x = self.model, self.clean(batch.x)
+        seen = self.corrupt(x, noise) if self.corrupt else x
+        code, raw = model(seen, noise=noise.normal(rng.POSTERIOR, model.latent_shape))
         recon = self.nats(raw, x) / len(x)
         penalty = code.penalty.mean()
-        total = recon + self.beta * penalty
-        logs = {"loss": total.detach(), "recon": recon.detach(), "kl": penalty.detach(), **code.logs}
+        paid = self.paid(code) if self.free_bits > 0 else penalty
+        weight = self.weight()
+        total = self.recon_weight * recon + weight * paid
+        logs = {"loss": total.detach(), "recon": recon.detach()}
+        if cost := getattr(model.bottleneck, "cost", "kl"):
+            logs[cost] = penalty.detach()
+        logs |= code.logs
+        if isinstance(weight, Tensor):
+            logs["beta"] = weight
         return Loss(total, logs)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The loss's numbers at the full beta, and the PSNR in dB of images that went there and back by the
+        mean of their codes, and of the corrupted ones where the model restores."""
+        logs = self.loss("main", batch, noise).logs
+        x = self.clean(batch.x)
+        seen = self.corrupt(x, noise) if self.corrupt else x
+        logs["psnr"] = psnr(x, self.model.decode(self.model.encode(seen).z)).mean()
+        if self.corrupt:
+            logs["psnr_corrupted"] = psnr(x, seen).mean()
+        return logs
+
+    def clean(self, x: Tensor) -> Tensor:
+        """What is to come back for x: (B, C, H, W)."""
+        return binarised(x) if self.binarise else x
+
+    def weight(self) -> float | Tensor:
+        """The weight of the penalty: a function of the optimiser steps done in training, else beta."""
+        if not (self.warmup and self.training):
+            return self.beta
+        return self.beta * (self.done / self.warmup).clamp(max=1.0)
+
+    def paid(self, code: Code) -> Tensor:
+        """The penalty, 0-dim, of which each unit's first `free_bits` nats are not minimised.
+
+        The mean of a unit is over the whole batch, of all processes; gradient accumulation takes it over
+        each part of the batch.
+        """
+        if code.units is None:
+            raise ValueError("free bits need a bottleneck that knows what each unit costs")
+        unit = code.units.mean(dim=0)
+        return (dist.average(unit) if self.training else unit).clamp(min=self.free_bits).sum()
 
     def nats(self, raw: Tensor, x: Tensor) -> Tensor:
         """-log p(x | z) summed over the batch, for the model's raw output."""

@@ -9,8 +9,8 @@ from genkit_cli.main import main
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A folder with runs/vae, ddpm, cond (class-conditional), clf, guide (a noise-conditioned classifier),
-    ldm and z.safetensors, all on digits (8x8)."""
+    """A folder with runs/vae, ae (denoising), ddpm, cond (class-conditional), clf, guide (a noise-conditioned
+    classifier), ldm and z.safetensors, all on digits (8x8)."""
     import os
 
     folder = tmp_path_factory.mktemp("trained")
@@ -18,6 +18,9 @@ def trained(tmp_path_factory):
     os.chdir(folder)
     try:
         steps = ("--steps", "12", "--device", "cpu", "--precision", "fp32")
+        # before the VAE: the newest run that serves `sample prior` is to be one with a prior
+        denoising = ("--latent", "6", "--corrupt", "mask:0.5")
+        assert main(["train", "ae", *denoising, *TINY_VAE, *steps, "-o", "runs/ae"]) == 0
         assert main(["train", "vae", "--latent", "2x4x4", *TINY_VAE, *steps, "-o", "runs/vae"]) == 0
         assert main(["train", "ddpm", *TINY_DDPM, *steps, "-o", "runs/ddpm"]) == 0
         # long enough that the classes make a difference

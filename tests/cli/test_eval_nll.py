@@ -9,6 +9,7 @@ from cli_tools import TINY_DDPM, genkit
 from PIL import Image
 
 from genkit.evaluate.nll import spread
+from genkit.io.latents import load_latents, save_latents
 
 SHORT = ("--steps", "6", "-n", "5", "--device", "cpu")
 
@@ -63,6 +64,14 @@ def test_latents_have_a_density(work, capfd):
     assert "encode the images" in err
 
 
+def test_latents_are_normalised_as_the_model_s_were(work, capfd):
+    """Oracle: the same latents in a file that measured another shift and scale have the same bound."""
+    latents = load_latents(work / "z.safetensors")
+    save_latents(work / "other.safetensors", latents._replace(shift=(0.5, -0.5), scale=(2.0, 3.0)))
+    one, two = (run(capfd, f"{name}.safetensors", "-m", "runs/ldm", "-o", "x.csv") for name in ("z", "other"))
+    assert one["total"] == two["total"]
+
+
 def test_learned_variance_of_a_class_conditional_model(work, capfd):
     """Oracle: learned is the default where there is one; a source without labels is refused."""
     options = ("--loss", "hybrid", "--class-conditional", "--steps", "2", "--device", "cpu")
@@ -78,7 +87,9 @@ def test_learned_variance_of_a_class_conditional_model(work, capfd):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("-m", "runs/vae"), "serves"),
+        (("-m", "runs/clf"), "serves"),
+        (("-m", "runs/ddpm", "--binarise"), "for a VAE"),
+        (("-m", "runs/vae", "-o", "x.csv"), "a VAE's bound has none"),
         (("-m", "runs/ddpm", "--variance", "learned"), "--loss hybrid"),
         (("-m", "runs/ddpm", "--variance", "zero"), "choose from"),
         (("-m", "runs/ddpm", "-o", "x.gif"), "x.csv"),

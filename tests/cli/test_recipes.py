@@ -71,6 +71,25 @@ def test_sampler_tables_ask_for_options(work):
         assert parse_axes(axes, METHODS[method].config, ConditionConfig)
 
 
+def test_vae_triple(work, capfd):
+    """Oracle: the Makefile's own lines, run in order: three runs, three files of codes, one picture."""
+    small = ["DATA=digits", "STEPS=2", "DIR=t"]
+    lines = subprocess.run(
+        ["make", "-n", "-f", str(RECIPES / "vae-triple.mk"), *small],
+        cwd=work,
+        env=ENV,
+        capture_output=True,
+        text=True,
+    )
+    assert lines.returncode == 0, lines.stderr
+    commands = [shlex.split(line.split("&&")[0])[1:] for line in lines.stdout.splitlines()]
+    assert sorted(c[0] for c in commands) == ["encode"] * 3 + ["plot"] + ["train"] * 3
+    for command in commands:
+        code, _, err = genkit(capfd, *command)
+        assert code == 0, err
+    assert (work / "t/latents.png").exists()
+
+
 def test_unknown_recipe(capfd):
     """Oracle: the closest name."""
     code, _, err = genkit(capfd, "train", "ddpm", "--recipe", "digit-ddpm")

@@ -46,3 +46,11 @@ def test_log_sigma_is_floored_softly():
     assert raw.grad.item() > 0
     with pytest.raises(ValueError, match="learn_sigma"):
         _ = _scale().log_sigma
+
+
+def test_fixed_sigma_is_no_parameter():
+    """Oracle: its logarithm; nothing to learn, and nothing in the file: the configuration keeps it."""
+    model = _scale(learn_sigma=True, sigma=0.1)
+    assert model.log_sigma.item() == pytest.approx(math.log(0.1))
+    assert not list(model.parameters())
+    assert not model.state_dict()

@@ -1,9 +1,17 @@
 """Bottlenecks against closed forms."""
 
-import torch
-from torch.distributions import Normal, kl_divergence
+import math
 
-from genkit.codecs.bottlenecks import GaussianBottleneck, IdentityBottleneck
+import pytest
+import torch
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from genkit.codecs.bottlenecks import (
+    GaussianBottleneck,
+    IdentityBottleneck,
+    SparseBottleneck,
+    bernoulli_kl,
+)
 
 
 def _parameters(batch: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,3 +64,50 @@ def test_width_in():
     """Oracle: a normal has two parameters."""
     assert GaussianBottleneck().width_in(4) == 8
     assert IdentityBottleneck().width_in(4) == 4
+    assert SparseBottleneck(0.05).width_in(4) == 4
+
+
+def test_sparsity_is_the_kl_of_coins():
+    """Oracle: torch.distributions between coins of rho and of each unit's mean over the batch."""
+    h = _parameters()[0]
+    code = SparseBottleneck(0.05)(h)
+    assert torch.equal(code.z, h.sigmoid())
+    exact = kl_divergence(Bernoulli(torch.tensor(0.05)), Bernoulli(h.sigmoid().mean(dim=0))).sum()
+    torch.testing.assert_close(code.penalty, exact.expand(5))
+    torch.testing.assert_close(code.logs["activation"], h.sigmoid().mean())
+
+
+def test_sparsity_costs_nothing_at_rho_and_pulls_towards_it():
+    """Oracle: KL(rho || rho) = 0; the slope (1 - rho) / (1 - m) - rho / m, over the batch's size, and the
+    sigmoid's m (1 - m)."""
+    rho = 0.2
+    h = torch.full((4, 1, 1, 1), math.log(rho / (1 - rho)))
+    assert SparseBottleneck(rho)(h).penalty.abs().max() < 1e-6
+    h = torch.zeros(4, 1, 1, 1, requires_grad=True)
+    SparseBottleneck(rho)(h).penalty.mean().backward()
+    slope = ((1 - rho) / 0.5 - rho / 0.5) * 0.25 / 4
+    torch.testing.assert_close(h.grad, torch.full_like(h, slope))
+
+
+def test_dead_and_saturated_units_have_a_finite_price():
+    """Oracle: units at exactly 0 and 1; one of the two is never on."""
+    h = torch.tensor([[-200.0, 200.0]]).reshape(1, 2, 1, 1)
+    code = SparseBottleneck(0.05)(h)
+    assert code.penalty.isfinite().all()
+    assert code.logs["dead"] == 1
+    assert bernoulli_kl(0.5, torch.tensor(0.0)).item() == pytest.approx(0.5 * math.log(0.25e6), rel=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_rho_is_inside_the_unit_interval(rho):
+    """Oracle: the refusal."""
+    with pytest.raises(ValueError, match="inside"):
+        SparseBottleneck(rho)
+
+
+def test_units_add_up_to_the_penalty():
+    """Oracle: their sum."""
+    mean, log_var = _parameters()
+    code = GaussianBottleneck()(torch.cat([mean, log_var], dim=1))
+    assert code.units is not None
+    torch.testing.assert_close(code.units.sum(dim=(1, 2, 3)), code.penalty)

@@ -21,6 +21,7 @@ ALLOWED = {
     "io": {"config"},
     "train": {"config", "dist", "noise", "io", "data", "machine"},
     "objectives": {"diffusion", "codecs", "train", "noise", "data", "dist"},
+    "plots": set(),
     "evaluate": {"data", "io", "models", "dist", "noise", "config", "diffusion"},
 }
 ALLOWED["models"] = set(ALLOWED) | {"models"}

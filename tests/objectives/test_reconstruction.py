@@ -7,8 +7,9 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 from genkit.data.source import Batch, Info
+from genkit.errors import InputError
 from genkit.models import vae
-from genkit.objectives.reconstruction import bernoulli_nats, gaussian_nats
+from genkit.objectives.reconstruction import bernoulli_nats, gaussian_nats, image_nats, psnr
 from genkit.train.objective import Noise
 
 INFO = Info("test", "images", (1, 8, 8), 4)
@@ -95,3 +96,102 @@ def test_loss_of_a_batch_is_the_mean_of_its_halves():
         for a in (0, 2)
     ]
     torch.testing.assert_close(objective.loss("main", batch, noise).total, sum(halves) / 2)
+
+
+def test_image_nats_are_the_same_nats():
+    """Oracle: the batch's sums, and for mse the normal of sigma 1 with its constant."""
+    g = torch.Generator().manual_seed(0)
+    raw, x = torch.randn(3, 1, 4, 4, generator=g), torch.rand(3, 1, 4, 4, generator=g) * 2 - 1
+    sigma = torch.tensor(-0.7)
+    torch.testing.assert_close(image_nats("bce", raw, x, None).sum(), bernoulli_nats(raw, x))
+    torch.testing.assert_close(image_nats("gaussian", raw, x, sigma).sum(), gaussian_nats(raw, x, sigma))
+    exact = -Normal(raw, 1.0).log_prob(x).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(image_nats("mse", raw, x, None), exact)
+
+
+def test_psnr_by_hand():
+    """Oracle: an error of 0.2 on a range of 2 is 20 dB; outside the range pixels are clipped; equal: 100."""
+    x = torch.zeros(3, 1, 2, 2)
+    y = torch.stack([x[0] + 0.2, x[1] + 7.0, x[2]])
+    torch.testing.assert_close(psnr(x, y), torch.tensor([20.0, 10 * math.log10(4.0), 100.0]))
+
+
+def test_fixed_sigma():
+    """Oracle: torch.distributions.Normal of that sigma; no parameter for it."""
+    objective, batch, noise = _setup(recon="gaussian", sigma=0.1)
+    loss = objective.loss("main", batch, noise)
+    model = objective.model
+    raw = model.decode_raw(model.encode(batch.x, noise=noise.normal(6, (3, 1, 1))).z)
+    torch.testing.assert_close(loss.logs["recon"], -Normal(raw, 0.1).log_prob(batch.x).sum().detach() / 4)
+    assert len(objective.phases()[0].parameters) == 8
+
+
+def test_only_kl_and_only_reconstruction():
+    """Oracle: the terms by themselves; the decoder has no gradient from the KL."""
+    objective, batch, noise = _setup(recon_weight=0.0)
+    loss = objective.loss("main", batch, noise)
+    torch.testing.assert_close(loss.total.detach(), loss.logs["kl"])
+    loss.total.backward()
+    assert all(not p.grad.any() for p in objective.model.decoder.parameters())
+    objective, batch, noise = _setup(beta=0.0)
+    loss = objective.loss("main", batch, noise)
+    torch.testing.assert_close(loss.total.detach(), loss.logs["recon"])
+
+
+def test_warm_up_follows_the_steps():
+    """Oracle: beta k / 4 after k steps, from 0 to beta; held-out data are measured at beta."""
+    objective, batch, noise = _setup(beta=0.5, kl_warmup=4)
+    weights = []
+    for _ in range(6):
+        logs = objective.loss("main", batch, noise).logs
+        weights.append(logs["beta"].item())
+        torch.testing.assert_close(logs["loss"], logs["recon"] + weights[-1] * logs["kl"])
+        objective.stepped()
+    assert weights == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    fresh, batch, noise = _setup(beta=0.5, kl_warmup=4)
+    found = fresh.eval().evaluate(batch, noise)
+    torch.testing.assert_close(found["loss"], found["recon"] + 0.5 * found["kl"])
+
+
+def test_free_bits_clamp_each_unit():
+    """Oracle: the sum over units of max(lambda, mean KL) by hand; units below lambda have no gradient."""
+    objective, batch, noise = _setup(free_bits=0.05)
+    h = torch.zeros(4, 6, 1, 1)
+    h[:, 0], h[:, 1], h[:, 2] = 0.02, 1.0, torch.tensor([0.1, -0.2, 0.8, 0.9]).view(4, 1, 1)
+    h.requires_grad_()  # means of the three units; KLs of 0.0002, 0.5 and 0.19
+    code = objective.model.bottleneck(h)
+    unit = code.units.mean(dim=0).flatten()
+    below = unit < 0.05
+    assert below.tolist() == [True, False, False]
+    paid = objective.paid(code)
+    torch.testing.assert_close(paid, torch.where(below, 0.05, unit).sum())
+    paid.backward()
+    for i in range(3):
+        assert bool(h.grad[:, [i, i + 3]].any()) == (not below[i])
+    loss = objective.loss("main", batch, noise)
+    code = objective.model.encode(batch.x)
+    torch.testing.assert_close(loss.total, loss.logs["recon"] + objective.paid(code))
+
+
+def test_free_bits_need_units():
+    """Oracle: a plain autoencoder has no KL of which to give away."""
+    with pytest.raises(InputError, match="--free-bits"):
+        _setup(free_bits=0.1, bottleneck="none")
+
+
+def test_binarised_images_are_what_comes_back():
+    """Oracle: the same loss as on images that are black and white already."""
+    objective, batch, noise = _setup(binarise=True)
+    black_white = Batch(torch.where(batch.x > 0, 1.0, -1.0))
+    one, two = (objective.loss("main", b, noise).total for b in (batch, black_white))
+    assert torch.equal(one, two)
+    other, _, _ = _setup()
+    assert not torch.equal(one, other.loss("main", batch, noise).total)
+
+
+def test_held_out_psnr():
+    """Oracle: the decoded means of the posteriors, by hand."""
+    objective, batch, noise = _setup()
+    found = objective.evaluate(batch, noise)
+    back = objective.model.decode(objective.model.encode(batch.x).z)
+    torch.testing.assert_close(found["psnr"], psnr(batch.x, back).mean())
