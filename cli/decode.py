@@ -9,6 +9,7 @@ from torch import Tensor
 
 from genkit import dist, machine
 from genkit.config import REQUIRED, arg
+from genkit.errors import InputError
 from genkit.io.latents import Latents, load_latents
 
 from .common import PrecisionConfig, check_shape, load
@@ -53,6 +54,7 @@ def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
     check_codec(loaded, latents.codec, name)
     module: Any = loaded.module.to(device)
     check_shape(tuple(latents.z.shape[1:]), module.latent_shape, name)
+    tokens = checked_tokens(latents, module, name)
     precision = machine.resolve_precision(run.precision, device)
     settings = {
         "method": "decode",
@@ -66,10 +68,17 @@ def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
     @torch.inference_mode()
     def draw(index: Tensor) -> Tensor:
         with machine.autocast(device, precision):
+            if tokens is not None:
+                return module.decode(module.bottleneck.lookup(tokens[index].to(device)))
             return module.decode(latents.z[index].to(device))
 
     def wrap(images: Tensor) -> Latents:
-        return Latents(images, "images", labels=latents.labels, extra=settings)
+        return Latents(images, "images", labels=latents.labels, classes=latents.classes, extra=settings)
+
+    def class_name(i: int) -> str:
+        assert latents.labels is not None
+        label = int(latents.labels[i])
+        return latents.classes[label] if 0 <= label < len(latents.classes) else ""
 
     dist.start(device)
     try:
@@ -83,6 +92,25 @@ def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
             batch_size=run.batch_size,
             fresh=config.fresh,
             as_json=config.json,
+            classes=class_name if latents.labels is not None and latents.classes else None,
         )
     finally:
         dist.stop()
+
+
+def checked_tokens(latents: Latents, module: Any, name: str) -> Tensor | None:
+    """The tokens of the file `name`, for a codec that has a codebook; None where either has none.
+
+    Raises:
+        InputError: a token is outside the codebook.
+    """
+    codes = getattr(getattr(module, "bottleneck", None), "codes", None)
+    if latents.tokens is None or codes is None:
+        return None
+    low, high = int(latents.tokens.min()), int(latents.tokens.max())
+    if low < 0 or high >= codes:
+        raise InputError(
+            f"{name}: token {low if low < 0 else high} is outside the codec's codebook of {codes} codes "
+            f"(0 to {codes - 1}); encode the images again"
+        )
+    return latents.tokens

@@ -77,8 +77,9 @@ def _encode(config: EncodeConfig, data: DataConfig, run: PrecisionConfig) -> Non
 def gather(mine: Latents) -> Latents:
     """The latents of all processes, in order."""
     labels = dist.gather_rows(mine.labels) if mine.labels is not None else None
+    tokens = dist.gather_rows(mine.tokens) if mine.tokens is not None else None
     captions = dist.gather_lists(mine.captions)
-    return mine._replace(z=dist.gather_rows(mine.z), labels=labels, captions=captions)
+    return mine._replace(z=dist.gather_rows(mine.z), labels=labels, captions=captions, tokens=tokens)
 
 
 def measure(z: Tensor) -> Stats:
@@ -112,7 +113,8 @@ class Job:
     @torch.inference_mode()
     def codes(self, indices: list[int]) -> Latents:
         """The codes of the examples `indices`, with their labels and captions."""
-        rows, source = [], self.source
+        rows, tokens, source = [], [], self.source
+        _, height, width = self.codec.latent_shape
         parts = list(batched(indices, self.run.batch_size))
         with Meter("encode", len(indices)) as meter, machine.autocast(self.device, self.precision):
             for index, batch in zip(parts, source.batches(iter(parts), self.device)):
@@ -120,11 +122,17 @@ class Job:
                 noise = rng.normal(self.config.seed, rng.POSTERIOR, index.to(self.device), shape)
                 code = self.codec.encode(batch.x, noise=noise if self.config.sample else None)
                 rows.append(code.z.float().cpu())
+                if code.tokens is not None:
+                    tokens.append(code.tokens.cpu())
                 meter.update(meter.done + len(index))
         return Latents(
             torch.cat(rows) if rows else torch.zeros(0, *self.codec.latent_shape),
             labels=source.labels[indices] if source.labels is not None else None,
             captions=[source.captions[i] for i in indices] if source.captions is not None else None,
+            # a process without a share of the examples still takes part in gathering them
+            tokens=torch.cat([torch.zeros(0, height, width, dtype=torch.int64), *tokens])
+            if hasattr(getattr(self.codec, "bottleneck", None), "lookup")
+            else None,
         )
 
     def describe(self, latents: Latents, stats: Stats, shards: int | None = None) -> Latents:

@@ -20,6 +20,7 @@ from genkit.train.state import LOG, MODEL, STATE, check_settings, erase
 
 from .common import RUNS, DataConfig, open_data
 from .console import Interrupt, Meter, emit, say
+from .health import Health
 from .options import make
 from .preview import picture_maker
 
@@ -179,11 +180,14 @@ class Log:
 
     def __init__(self, out: Path, meter: Meter, tensorboard: bool) -> None:
         self.path, self.meter, self.began = out / LOG, meter, time.time()
+        self.health = Health(meter.done)
         self.board = _tensorboard(out) if tensorboard and dist.is_main() else None
 
     def __call__(self, report: Report) -> None:
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in report.logs.items() if k != "lr")
         self.meter.update(report.step, f"{report.images_per_s:,.0f} images/s  {numbers}")
+        for warning in self.health.check(report.step, report.logs):
+            say(warning)
         self.write(
             {
                 "step": report.step,

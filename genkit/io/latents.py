@@ -35,6 +35,7 @@ class Latents(NamedTuple):
     extra: dict[str, Any] | None = None  # JSON: seeds, times, the source's name
     sha256: str = ""  # of the tensors, when read from a file
     nulls: Tensor | None = None  # noise: (N, steps, E) null embeddings of null-text inversion, noise first
+    tokens: Tensor | None = None  # (N, H, W) int64: the codes that z consists of, where there is a codebook
 
 
 def _pack(latents: Latents) -> tuple[dict[str, Tensor], str, dict[str, str]]:
@@ -43,6 +44,8 @@ def _pack(latents: Latents) -> tuple[dict[str, Tensor], str, dict[str, str]]:
         tensors["labels"] = latents.labels.to(torch.int64)
     if latents.nulls is not None:
         tensors["nulls"] = latents.nulls.float()
+    if latents.tokens is not None:
+        tensors["tokens"] = latents.tokens.to(torch.int64)
     metadata = {
         "shape": json.dumps(list(latents.z.shape[1:])),
         "shift": json.dumps(list(latents.shift)),
@@ -98,6 +101,12 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
             f"{name}: 'nulls' must be a float tensor (N, steps, E) with the N of the latents ({len(z)}), "
             f"got {tuple(nulls.shape)}"
         )
+    tokens = tensors.get("tokens")
+    if tokens is not None and (tokens.shape != (len(z), *z.shape[2:]) or tokens.dtype != torch.int64):
+        raise InputError(
+            f"{name}: 'tokens' must be an int64 tensor (N, H, W) with the N, H and W of the latents "
+            f"{(len(z), *z.shape[2:])}, got {tokens.dtype} {tuple(tokens.shape)}"
+        )
     return Latents(
         z=z.float(),
         kind=metadata["kind"],
@@ -111,6 +120,7 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
         extra=json_field(name, metadata, "extra"),
         sha256=metadata["sha256"],
         nulls=None if nulls is None else nulls.float(),
+        tokens=tokens,
     )
 
 
@@ -127,7 +137,7 @@ def _load_shards(folder: Path, kinds: tuple[str, ...]) -> Latents:
         )
     for path, part in zip(paths, parts):
         same = [
-            (p.z.shape[1:], p.codec, p.shift, p.scale, p.labels is None, p.captions is None)
+            (p.z.shape[1:], p.codec, p.shift, p.scale, *(f is None for f in (p.labels, p.captions, p.tokens)))
             for p in (part, first)
         ]
         if same[0] != same[1]:
@@ -136,9 +146,11 @@ def _load_shards(folder: Path, kinds: tuple[str, ...]) -> Latents:
             )
     labels = [p.labels for p in parts if p.labels is not None]
     captions = [p.captions for p in parts if p.captions is not None]
+    tokens = [p.tokens for p in parts if p.tokens is not None]
     return first._replace(
         sha256="+".join(p.sha256[:12] for p in parts),
         z=torch.cat([p.z for p in parts]),
         labels=torch.cat(labels) if len(labels) == len(parts) else None,
         captions=[text for part in captions for text in part] if len(captions) == len(parts) else None,
+        tokens=torch.cat(tokens) if len(tokens) == len(parts) else None,
     )

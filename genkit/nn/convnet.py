@@ -63,7 +63,11 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(self.feature_dim, classes)
 
     def features(self, x: Tensor, noise_level: Tensor | None = None) -> Tensor:
-        """(B, feature_dim) float32: what the last linear layer sees.
+        """(B, feature_dim) float32: what the last linear layer sees; arguments as for `maps`."""
+        return F.silu(self.norm(self.maps(x, noise_level)[-1])).float().mean(dim=(2, 3))
+
+    def maps(self, x: Tensor, noise_level: Tensor | None = None) -> list[Tensor]:
+        """The maps (B, C', H', W') after each of the three scales.
 
         x: (B, C, H, W) in [-1, 1]; noise_level: (B,) in [0, 1], for a conditional network only, where None
         is 0: clean images.
@@ -77,11 +81,13 @@ class ConvNet(nn.Module):
         if self.embed is not None:
             level = x.new_zeros(len(x)) if noise_level is None else noise_level
             e = self.embed(sinusoid(1000.0 * level, self.feature_dim))
+        found = []
         for resize, blocks in zip(self.resize, self.scales):
             x = resize(x)
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x, e)
-        return F.silu(self.norm(x)).float().mean(dim=(2, 3))
+            found.append(x)
+        return found
 
     def forward(self, x: Tensor, noise_level: Tensor | None = None) -> Tensor:
         """(B, classes) float32 logits; arguments as for `features`."""

@@ -190,7 +190,7 @@ class _Trainer:
             self.watch.add(loss.logs)
         if self.optim.grad_clip > 0:
             norm = nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip, foreach=True)
-            self.watch.add({"grad_norm": norm})
+            self.watch.add({"grad_norm" if len(self.phases) == 1 else f"{name}_grad_norm": norm})
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()

@@ -67,3 +67,22 @@ def test_inconsistent_files(tmp_path, changes, message):
     io.save_latents(tmp_path / "z.safetensors", make(**changes))
     with pytest.raises(InputError, match=message):
         io.load_latents(tmp_path / "z.safetensors")
+
+
+def test_tokens_round_trip_and_are_checked(tmp_path):
+    """Oracle: as written, from a file, a pipe and shards; another shape or type is refused by name."""
+    tokens = torch.arange(45).view(5, 3, 3)
+    latents = make(tokens=tokens)
+    io.save_latents(tmp_path / "00000.safetensors", latents)
+    for source in (tmp_path / "00000.safetensors", latents_bytes(latents)):
+        assert torch.equal(io.load_latents(source).tokens, tokens)
+    io.save_latents(tmp_path / "00001.safetensors", latents)
+    assert torch.equal(io.load_latents(tmp_path).tokens, torch.cat([tokens, tokens]))
+    io.save_latents(tmp_path / "00001.safetensors", make())
+    with pytest.raises(InputError, match=r"00001\.safetensors was written by another codec or run"):
+        io.load_latents(tmp_path)
+    io.save_latents(tmp_path / "z.safetensors", make(tokens=tokens[:, :2]))
+    with pytest.raises(
+        InputError, match=r"'tokens' must be an int64 tensor .* \(5, 3, 3\), got .*\(5, 2, 3\)"
+    ):
+        io.load_latents(tmp_path / "z.safetensors")

@@ -1,0 +1,140 @@
+"""aae: an autoencoder whose codes a critic shapes like a prior (Makhzani et al. 2016)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..codecs.autoencoder import Autoencoder
+from ..codecs.priors import PRIORS, PriorBottleneck
+from ..config import arg
+from ..data.source import Batch, Info
+from ..errors import InputError
+from ..nn.adversarial import VectorCritic
+from ..nn.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
+from ..objectives.matching import PIXELS, Matching
+from ..registry import Entry, register
+from .prior import draw_prior
+from .vae import OPTIM, WIDTHS, latent_shape
+
+_NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
+
+
+@dataclass(frozen=True)
+class AaeConfig:
+    """Settings of `genkit train aae`."""
+
+    latent: str | None = arg(
+        None,
+        "The code: 8 is a vector of 8 units; default: 8, and 2 where the prior lies in the plane.",
+        panel=_NETWORK,
+    )
+    arch: str = arg("conv", "Kind of encoder and decoder.", choices=tuple(WIDTHS), panel=_NETWORK)
+    width: int | None = arg(
+        None,
+        "Hidden units (mlp; 400), or channels after the first halving (conv; 32).",
+        min=2,
+        panel=_NETWORK,
+    )
+    blocks: int = arg(0, "Residual blocks a size (conv).", min=0, panel=_NETWORK)
+    prior: str = arg(
+        "gaussian",
+        "What codes are to be distributed like: standard normal, ten normals on a ring, or a swiss roll.",
+        choices=tuple(PRIORS),
+        panel=_LOSS,
+    )
+    class_conditional: bool = arg(
+        False, "Each class of the data takes its part of the mixture or the swiss roll.", panel=_LOSS
+    )
+    recon: str = arg(
+        "bce", "Pixels are bce: Bernoulli on brightness; mse: squared error.", choices=PIXELS, panel=_LOSS
+    )
+    critic_width: int = arg(256, "Hidden units of the critic of codes.", min=2, panel=_CRITIC)
+    critic_lr: float = arg(
+        0.2, "Learning rate of the critic, and of the encoder against it, over --lr.", min=0.0, panel=_CRITIC
+    )
+
+
+def build(config: AaeConfig, info: Info) -> Autoencoder:
+    """The autoencoder for images like those of `info`.
+
+    Raises:
+        InputError: the source holds latents, or the latent shape fits neither it nor the prior.
+    """
+    if info.kind != "images":
+        raise InputError(f"aae trains on images and {info.name} holds {info.kind}; give the images")
+    prior, image = PRIORS[config.prior], info.shape
+    code = latent_shape(config.latent or str(prior.units or 8), info)
+    if prior.units is not None and math.prod(code) != prior.units:
+        raise InputError(
+            f"--prior {config.prior} is of codes of {prior.units} units, not --latent {config.latent}; "
+            f"use --latent {prior.units}, or --prior gaussian"
+        )
+    width = config.width or WIDTHS[config.arch]
+    encoder: nn.Module
+    decoder: nn.Module
+    if config.arch == "mlp":
+        encoder, decoder = mlp_encoder(image, code, width), mlp_decoder(code, image, width)
+    else:
+        encoder = ConvEncoder(image, code, width, config.blocks)
+        decoder = ConvDecoder(code, image, width, config.blocks)
+    return Autoencoder(encoder, PriorBottleneck(config.prior), decoder, code, logits=config.recon == "bce")
+
+
+def objective(module: nn.Module, config: AaeConfig, info: Info) -> Matching:
+    """Reconstruction and the game about the codes of `module`.
+
+    Raises:
+        InputError: classes are asked for where the data or the prior has none, or too few.
+    """
+    assert isinstance(module, Autoencoder)
+    classes = len(info.classes) if config.class_conditional else 0
+    if config.class_conditional:
+        _check_classes(config.prior, info)
+    critic = VectorCritic(math.prod(module.latent_shape) + classes, config.critic_width)
+    return Matching(module, critic, config.recon, classes, config.critic_lr)
+
+
+def _check_classes(name: str, info: Info) -> None:
+    parts = PRIORS[name].parts
+    if not info.classes:
+        raise InputError(
+            f"--class-conditional needs labels and {info.name} has none; use a source with classes, such as "
+            "an image folder with a sub-folder a class"
+        )
+    if parts == 1:
+        raise InputError(f"--prior {name} has no parts for classes; use --prior mixture or swiss-roll")
+    if parts is not None and len(info.classes) != parts:
+        raise InputError(
+            f"--prior {name} has {parts} parts and {info.name} {len(info.classes)} classes; "
+            "use --prior swiss-roll, which has any number"
+        )
+
+
+@torch.inference_mode()
+def preview(module: nn.Module, config: AaeConfig, info: Info, batch: Batch) -> Tensor:
+    """A grid of 6 columns: a row of images, a row of their reconstructions, twice; then 12 of the prior."""
+    assert isinstance(module, Autoencoder)
+    rows = []
+    for x in batch.x[:12].split(6):
+        rows += [x, module.decode(module.encode(x).z)]
+    index = torch.arange(12, device=batch.x.device)
+    return torch.cat([*rows, draw_prior(module, 0, index)])
+
+
+DEFAULTS: dict[str, Any] = {**OPTIM, "lr": 1e-3}
+
+register(
+    "aae",
+    Entry(
+        help="An adversarial autoencoder: codes shaped like a prior of your choice.",
+        config=AaeConfig,
+        build=build,
+        objective=objective,
+        verbs=("sample prior", "encode", "decode", "interpolate"),
+        defaults=DEFAULTS,
+        preview=preview,
+    ),
+)

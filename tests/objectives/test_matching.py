@@ -1,0 +1,106 @@
+"""The adversarial autoencoder: its priors, what its critic is told, its three phases."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genkit.codecs.priors import OUTWARD, PRIORS, RADIUS, SIDEWAYS, SIZE, PriorBottleneck
+from genkit.data.source import Batch, Info
+from genkit.models import aae
+from genkit.models.prior import draw_prior, own_codes
+from genkit.train.objective import Noise
+
+DIGITS = Info("digits", "images", (1, 8, 8), 100, classes=tuple("0123456789"))
+
+
+def many(n=40000):
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, 2, generator=g), torch.rand(n, generator=g)
+
+
+def test_mixture_is_ten_normals_on_a_ring():
+    """Oracle: the moments of each tenth of the places, in its own outward and sideways directions; 4 standard
+    errors of 4,000 draws."""
+    normal, place = many()
+    z = PRIORS["mixture"].draw(normal, place)
+    for k in range(10):
+        rows = z[(place >= k / 10) & (place < (k + 1) / 10)]
+        angle = 2 * math.pi * k / 10
+        turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        std, mean = torch.std_mean(rows @ turn, dim=0)
+        error = 4 / math.sqrt(len(rows))
+        torch.testing.assert_close(mean, torch.tensor([RADIUS, 0.0]), atol=error * OUTWARD, rtol=0)
+        torch.testing.assert_close(std, torch.tensor([OUTWARD, SIDEWAYS]), atol=error * OUTWARD, rtol=0)
+
+
+def test_swiss_roll_is_about_as_dense_everywhere():
+    """Oracle: the outer half of a spiral's length lies beyond sqrt(1/2) of its radius; the radius grows by
+    the same step every turn; consecutive places lie side by side."""
+    _, place = many()
+    place = place.sort().values
+    z = PRIORS["swiss-roll"].draw(torch.zeros(len(place), 2), place)
+    radius = z.norm(dim=1)
+    assert (radius > SIZE / math.sqrt(2)).float().mean().item() == pytest.approx(0.5, abs=0.02)
+    torch.testing.assert_close(radius, SIZE * place.sqrt())
+    assert (z[1:] - z[:-1]).norm(dim=1)[1000:].max() < 0.05
+
+
+def test_draws_are_addressed():
+    """Oracle: rows drawn alone, of the bottleneck's own prior; standard normal for a model without one."""
+    bottleneck, index = PriorBottleneck("mixture"), torch.arange(7)
+    z = bottleneck.draw(3, index, (2, 1, 1))
+    assert torch.equal(z[4:5], bottleneck.draw(3, index[4:5], (2, 1, 1)))
+    module = aae.build(aae.AaeConfig(prior="mixture", width=4), DIGITS)
+    assert torch.equal(own_codes(module, 3, index), z)
+    torch.testing.assert_close(draw_prior(module, 3, index), module.decode(z))
+
+
+def objective(**settings):
+    torch.manual_seed(0)
+    config = aae.AaeConfig(width=8, **settings)
+    return aae.objective(aae.build(config, DIGITS), config, DIGITS)
+
+
+def batch(n=6):
+    g = torch.Generator().manual_seed(0)
+    return Batch(torch.rand(n, 1, 8, 8, generator=g) * 2 - 1, torch.arange(n) % 10)
+
+
+def test_each_phase_reaches_its_own_parameters_only():
+    """Oracle: parameters with a gradient are those of the phase."""
+    game = objective()
+    for phase in game.phases():
+        game.zero_grad(set_to_none=True)
+        game.loss(phase.name, batch(), Noise(0, torch.arange(6))).total.backward()
+        moved = {id(p) for p in game.parameters() if p.grad is not None}
+        assert moved == {id(p) for p in phase.parameters}
+
+
+def test_a_class_takes_its_part_of_the_prior_and_is_told():
+    """Oracle: the nearest of the ten means is the label's, but for 4-sigma draws; the one-hot vector."""
+    game = objective(prior="mixture", class_conditional=True)
+    label = torch.arange(500) % 10
+    drawn = game.prior(Batch(torch.zeros(500, 1, 8, 8), label), Noise(0, torch.arange(500)))
+    angle = 2 * math.pi * torch.arange(10) / 10
+    means = RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
+    assert (torch.cdist(drawn, means).argmin(dim=1) == label).float().mean() > 0.95
+    told = game.told(drawn[:6], batch())
+    assert torch.equal(told, torch.cat([drawn[:6], F.one_hot(label[:6], 10).float()], dim=1))
+
+
+def test_codes_take_the_shape_of_the_prior():
+    """Oracle: codes that begin far too small come near the prior's standard deviation of 1."""
+    game = objective(prior="gaussian", latent="2", arch="mlp", critic_lr=1.0)
+    x = batch(64).x
+    optimizers = {
+        p.name: torch.optim.Adam(p.parameters, lr=4e-3, betas=(0.5, 0.999)) for p in game.phases()[1:]
+    }
+    assert game.model.encode(x).z.std() < 0.25
+    for step in range(150):
+        for name, optimizer in optimizers.items():
+            game.zero_grad(set_to_none=True)
+            game.loss(name, Batch(x), Noise(0, torch.arange(64) + 64 * step)).total.backward()
+            optimizer.step()
+    assert 0.5 < game.model.encode(x).z.std(dim=0).mean() < 1.5
