@@ -126,3 +126,11 @@ def check_source(source: "Source", loaded: "Loaded", name: str) -> None:
         )
     # the model's own normalisation: the file's was measured on whatever it holds
     source.info = info._replace(shift=loaded.info.shift, scale=loaded.info.scale)
+
+
+def clips(asked: bool | None, loaded: "Loaded") -> bool:
+    """Whether predicted data are kept in [-1, 1]: as asked, else as the checkpoint says, else for images."""
+    if asked is not None:
+        return asked
+    usual = getattr(loaded.config, "clip", None)
+    return loaded.info.kind == "images" if usual is None else bool(usual)

@@ -24,7 +24,7 @@ from genkit.evaluate.nll import Nll, Point, nll, spread
 from genkit.models.load import Loaded
 from genkit.models.sampling import prepare, sampling_times
 
-from .common import DataConfig, MachineConfig, check_source, load, open_data
+from .common import DataConfig, MachineConfig, check_source, clips, load, open_data
 from .console import Meter, emit, say
 from .importance import ImportanceConfig, evaluate_vae
 from .options import make
@@ -106,7 +106,7 @@ def _eval(config: NllConfig, importance: ImportanceConfig, data: DataConfig, run
     precision = machine.resolve_precision(run.precision, device)
     many = device.type == "cuda" and config.steps * (config.count or len(source)) > 4 * run.batch_size
     prepare(model, device, precision, run.compile if run.compile is not None else many)
-    clip = config.clip if config.clip is not None else source.info.kind == "images"
+    clip = clips(config.clip, loaded)
 
     def with_labels(label: Tensor | None) -> Denoise:
         denoise = bind(model, label if model.classes else None)

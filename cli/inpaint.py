@@ -25,15 +25,14 @@ from genkit.io.tensors import digest
 from genkit.models.load import Loaded
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
-from .common import DataConfig, MachineConfig, check_shape, load, open_data
+from .common import DataConfig, MachineConfig, check_shape, clips, load, open_data
 from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
 from .console import say
 from .invert import SHOWN, source_labels
-from .methods import SamplerConfig
 from .options import make
 from .outputs import Out, batched, deliver, parse_out
 from .preview import load_codec, scaling
-from .sample import clips, last
+from .sample import last
 
 METHODS = ("repaint", "blend")
 
@@ -301,7 +300,7 @@ def drawer(
     assert isinstance(model, Denoiser)
     schedule, shape = model.schedule, loaded.info.shape
     path = sampling_times(loaded, fill.steps, fill.spacing)
-    clip = clips(SamplerConfig(clip=fill.clip), loaded, inverted=False)
+    clip = clips(fill.clip, loaded)
     hole, kept = hole.to(device), ~space.unknown.to(device)
 
     def draw(index: Tensor) -> Tensor:

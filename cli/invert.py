@@ -26,7 +26,7 @@ from .common import DataConfig, MachineConfig, check_source, load, open_data
 from .conditions import ConditionConfig, denoise_of, labels_of
 from .console import Meter, say
 from .options import make
-from .outputs import batched, parse_out, write_tensors
+from .outputs import batched, name_tensors, parse_out, store_tensors
 from .preview import decoder_of
 from .sample import last
 
@@ -141,8 +141,10 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
     try:
         prepare(model, device, precision, bool(run.compile) and not config.pivotal)
         found = _noise_of(job)
+        noise = _as_file(job, found)
+        store_tensors(out, noise)  # hours of --pivotal must not hang on the report
         report = _report(job, found) if config.report is not None and dist.is_main() else {}
-        write_tensors(out, _as_file(job, found), config.json, report)
+        name_tensors(out, noise, config.json, report)
     finally:
         dist.stop()
 

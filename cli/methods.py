@@ -12,6 +12,7 @@ from genkit.diffusion.edm import euler, heun
 from genkit.diffusion.multistep import dpmpp
 from genkit.diffusion.samplers import VARIANCES, Step, StepNoise, ddim, ddpm
 from genkit.diffusion.schedules import SPACINGS, Schedule
+from genkit.errors import InputError
 from genkit.models.load import Loaded
 
 _SAMPLER = "Sampler"
@@ -187,11 +188,20 @@ METHODS = {
 
 def settled(name: str, sampler: SamplerConfig, loaded: Loaded, made: Mapping[str, Any]) -> SamplerConfig:
     """`sampler` with every option decided: as given, else as the noise was `made`, else as the checkpoint's
-    pipeline has it, else the method's usual value."""
+    pipeline has it, else the method's usual value.
+
+    Raises:
+        InputError: the variance that the model learned, of one that learned none.
+    """
     method = METHODS[name]
     pipeline = {k: getattr(loaded.config, k, None) for k in ("spacing", "variance")} if method.papers else {}
     chosen = {}
     for option, usual in method.usual.items():
         known = (getattr(sampler, option), made.get(option), pipeline.get(option), usual)
         chosen[option] = next(value for value in known if value is not None)
+    if chosen.get("variance") == "learned" and not getattr(loaded.module, "learn_variance", False):
+        raise InputError(
+            f"{loaded.checkpoint.path} has no learned variance; use --variance small, or train with "
+            "--loss hybrid"
+        )
     return replace(sampler, **chosen)

@@ -138,7 +138,13 @@ def batched(indices: list[int], size: int) -> Iterator[Tensor]:
 def write_tensors(
     out: Out, latents: Latents, as_json: bool = False, more: dict[str, Any] | None = None
 ) -> None:
-    """Latents as a file or as a stream; `more` joins the JSON line of a file.
+    """Latents as a file or as a stream; `more` joins the JSON line of a file."""
+    store_tensors(out, latents)
+    name_tensors(out, latents, as_json, more)
+
+
+def store_tensors(out: Out, latents: Latents) -> None:
+    """The file or the stream itself.
 
     Raises:
         RunError: they are not finite, so no verb could read them.
@@ -153,6 +159,11 @@ def write_tensors(
         emit_bytes(latents_bytes(latents))
     else:
         io.save_latents(out.path, latents)
+
+
+def name_tensors(out: Out, latents: Latents, as_json: bool, more: dict[str, Any] | None = None) -> None:
+    """Say on stdout which file was written; a stream has stdout for itself."""
+    if dist.is_main() and out.form != "stream":
         emit({"out": str(out.path), "n": len(latents.z), **(more or {})} if as_json else out.path, as_json)
 
 

@@ -13,13 +13,14 @@ from genkit import dist, io, machine
 from genkit.config import arg, to_dict
 from genkit.diffusion.denoiser import Denoiser, clipped
 from genkit.diffusion.samplers import Step
+from genkit.errors import InputError
 from genkit.io.images import gif_bytes, tile
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 from genkit.models.prior import draw_prior, prior_of
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
-from .common import MachineConfig, PrecisionConfig, load
+from .common import MachineConfig, PrecisionConfig, clips, load
 from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
 from .console import Meter, say
 from .methods import METHODS, SamplerConfig, settled
@@ -148,6 +149,8 @@ def _diffusion(
         condition = _remarks(made, sampler, condition)
     labels = labels_of(loaded, condition, torch.arange(sample.count))
     if made is not None and made.labels is not None and condition.label is None:
+        if condition.classifier is not None:  # these labels are the model's, which may be of no class
+            raise InputError("--classifier needs --label: the class that the result should have")
         labels = made.labels[: sample.count]
     settings = {
         "method": name,
@@ -199,9 +202,11 @@ def _remarks(made: Replay, sampler: SamplerConfig, condition: ConditionConfig) -
         before, now = getattr(made, option), getattr(sampler, option)
         if before != now:
             say(f"note: the noise was inverted with --{option} {before}, and is sampled with {now}")
-    if condition.guidance is None:
+    if condition.guidance is None and condition.classifier is None:
         return replace(condition, guidance=made.guidance if made.nulls is not None else 1.0)
-    if made.nulls is not None and condition.guidance != made.guidance:
+    if made.nulls is not None and condition.classifier is not None:
+        say("note: the null embeddings are for classifier-free guidance and are left out")
+    elif made.nulls is not None and condition.guidance != made.guidance:
         say(f"note: the null embeddings are for --guidance {made.guidance:g} and are left out")
     return condition
 
@@ -240,7 +245,7 @@ def stepper(
     model = loaded.module
     assert isinstance(model, Denoiser)
     schedule, shape = model.schedule, loaded.info.shape
-    clip = clips(sampler, loaded, noise is not None)
+    clip = clips(sampler.clip, loaded) and (noise is None or bool(sampler.clip))
     path = sampling_times(loaded, sampler.steps, sampler.spacing)
 
     def steps_of(index: Tensor) -> Iterator[Step]:
@@ -259,14 +264,6 @@ def stepper(
             yield from METHODS[name].run(sampler, denoise, schedule, x, path, fresh)
 
     return steps_of
-
-
-def clips(sampler: SamplerConfig, loaded: Loaded, inverted: bool) -> bool:
-    """Whether predicted images are kept in [-1, 1]: as asked, as the checkpoint says, or for images."""
-    if sampler.clip is not None:
-        return sampler.clip
-    usual = getattr(loaded.config, "clip", None)
-    return (loaded.info.kind == "images" if usual is None else bool(usual)) and not inverted
 
 
 def _deliver(

@@ -27,7 +27,7 @@ from genkit.io.images import labelled, save_png, tile, to_uint8
 from genkit.models.load import Loaded
 
 from .common import DataConfig, MachineConfig, load, open_data
-from .conditions import ConditionConfig, labels_of
+from .conditions import ConditionConfig, labels_of, load_guide
 from .console import Meter, emit, say
 from .eval_fid import FeatureConfig, make_extractor
 from .methods import METHODS, SamplerConfig, settled
@@ -205,7 +205,9 @@ class Sweep:
         config, device = self.config, machine.pick_device(self.machine.device)
         loaded = load(config.model, f"sample {self.method}")
         for cell in self.cells:
-            labels_of(loaded, self._configs(cell)[1], torch.arange(1))
+            sampler, condition = self._configs(cell)
+            labels_of(loaded, condition, torch.arange(1))
+            settled(self.method, sampler, loaded, {})
         extractor = make_extractor(self.features, device)
         dist.start(device)
         try:
@@ -232,7 +234,10 @@ class Sweep:
     def _settings(self, loaded: Loaded, real: Statistics, extractor: Extractor) -> dict[str, Any]:
         """What the rows of one table share; what is varied is in the rows."""
         plain = {**to_dict(self.sampler), **to_dict(self.condition)}
+        if self.condition.classifier is not None:
+            plain["classifier"] = load_guide(self.condition.classifier, loaded).checkpoint.sha256
         return {
+            "precision": machine.resolve_precision(self.machine.precision, extractor.device),
             "method": self.method,
             "model": loaded.checkpoint.sha256,
             "seed": self.config.seed,

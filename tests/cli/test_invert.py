@@ -88,6 +88,17 @@ def test_noise_of_the_null_class_is_replayed(work, capfd):
     assert psnr_of(capfd, source="img.safetensors")[0] == pytest.approx(report["psnr_db"], abs=0.01)
 
 
+def test_a_classifier_needs_the_class_that_noise_does_not_say(work, capfd):
+    """Oracle: exit 2 with the remedy, where the noise is of the null class; success with it."""
+    genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "2", "--steps", "1", "-o", "img.safetensors")
+    assert genkit(capfd, "invert", "img.safetensors", "-m", "runs/cond", "--steps", "2")[0] == 0
+    draw = ("sample", "ddim", "-m", "runs/cond", "--noise", "noise.safetensors", "--classifier", "runs/guide")
+    code, out, err = genkit(capfd, *draw)
+    assert (code, out) == (2, "")
+    assert "--classifier needs --label" in err.splitlines()[-1]
+    assert genkit(capfd, *draw, "--label", "3")[0] == 0
+
+
 def test_plain_invert_uses_the_labels(work, capfd):
     """Oracle: the source's labels, those of --label in turn, and the null class with a note where there are
     none; no null embeddings."""
