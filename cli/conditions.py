@@ -58,7 +58,7 @@ def parse_labels(text: str, classes: tuple[str, ...]) -> list[int]:
     def number(text: str) -> int:
         if int(text) >= len(classes):
             raise InputError(
-                f"--label {text} is out of range: the model knows {len(classes)} classes, from 0"
+                f"--label {text} is out of range: the model knows the classes 0 to {len(classes) - 1}"
             )
         return int(text)
 

@@ -32,7 +32,10 @@ def replay_of(noise: Latents, name: str, loaded: Loaded) -> Replay:
         InputError: it is of another model, or what it says does not fit together.
     """
     if noise.model != loaded.checkpoint.sha256:
-        raise InputError(f"{name} was inverted by another model ({noise.model[:12]}); give that one with -m")
+        raise InputError(
+            f"{name} was inverted by other weights ({noise.model[:12]}) than {loaded.checkpoint.path} has "
+            f"at step {loaded.checkpoint.step}; give that model with -m, or invert again if it was trained on"
+        )
     made, module = noise.extra or {}, loaded.module
     replay = Replay(
         noise.z,

@@ -143,6 +143,8 @@ def _diffusion(
     loaded = load(sample.model, f"sample {name}", noise.model if noise else "")
     made = replay_of(noise, str(sampler.noise), loaded) if noise is not None else None
     if noise is not None:
+        if sample.count > len(noise.z) and sample.count != SampleConfig.count:
+            say(f"note: {sampler.noise} holds {len(noise.z)} images, fewer than -n {sample.count}")
         sample = replace(sample, count=min(sample.count, len(noise.z)))
     sampler = settled(name, sampler, loaded, made._asdict() if made else {})
     if made is not None:
@@ -203,6 +205,8 @@ def _remarks(made: Replay, sampler: SamplerConfig, condition: ConditionConfig) -
         if before != now:
             say(f"note: the noise was inverted with --{option} {before}, and is sampled with {now}")
     if condition.guidance is None and condition.classifier is None:
+        if made.nulls is not None:
+            say(f"guidance: {made.guidance:g}, for which the null embeddings of the noise were fitted")
         return replace(condition, guidance=made.guidance if made.nulls is not None else 1.0)
     if made.nulls is not None and condition.classifier is not None:
         say("note: the null embeddings are for classifier-free guidance and are left out")

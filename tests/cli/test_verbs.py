@@ -220,7 +220,7 @@ def test_noise_of_another_model(work, capfd):
         capfd, "sample", "ddim", "-m", "runs/ddpm", "--noise", "n.safetensors", "-o", "x.png"
     )
     assert code == 2
-    assert "another model" in err
+    assert "other weights" in err
 
 
 @pytest.mark.parametrize(
