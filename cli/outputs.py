@@ -108,7 +108,7 @@ class Folder:
         """Write one (C, H, W) image."""
         save_png(self.name(index), picture(image), {**about, "index": index})
 
-    def finish(self, n: int, classes: Callable[[int], str] | None = None) -> None:
+    def finish(self, n: int, classes: Callable[[int], str] | None = None, columns: int | None = None) -> None:
         """Write grid.png of the first pictures, and metadata.csv where they have classes."""
         dist.barrier()
         if not dist.is_main():
@@ -120,13 +120,14 @@ class Folder:
             rows.writerows((self.name(i).name, classes(i)) for i in range(n))
             io.write_text(self.path / "metadata.csv", table.getvalue())
         shown = []
-        for index in range(min(n, GRID)):
+        most = GRID // columns * columns if columns else GRID  # full rows
+        for index in range(min(n, most)):
             with Image.open(self.name(index)) as image:
                 pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
                 shown.append(
                     pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).float() / 127.5 - 1
                 )
-        save_png(self.path / "grid.png", tile(torch.stack(shown)), {"first": min(n, GRID)})
+        save_png(self.path / "grid.png", tile(torch.stack(shown), columns), {"first": min(n, most)})
 
 
 def batched(indices: list[int], size: int) -> Iterator[Tensor]:
@@ -200,12 +201,13 @@ def deliver(
     fresh: bool = False,
     as_json: bool = False,
     classes: Callable[[int], str] | None = None,
+    columns: int | None = None,
 ) -> None:
     """Make examples 0 … n - 1 in batches, shared out over the processes, and put them where -o says.
 
     draw: indices (B,) -> (B, C, H, W). settings: what the examples are a function of; a folder keeps
     those that it has. wrap: all tensors -> the record for a file or stream. classes: the class of an
-    example, for the pictures' own record and the folder's metadata.csv.
+    example, for the pictures' own record and the folder's metadata.csv. columns: of a grid; default: square.
     """
     folder = Folder(out.path, settings, fresh) if out.form == "folder" else None
     todo = folder.missing(n) if folder else list(range(n))
@@ -224,13 +226,13 @@ def deliver(
                 rows.append(x.cpu())
             meter.update(meter.done + len(index))
     if folder:
-        folder.finish(n, classes)
+        folder.finish(n, classes, columns)
         report_folder(out, len(todo), n, as_json)
         return
     z = dist.gather_rows(torch.cat(rows) if rows else torch.zeros(0))
     if out.form == "png":
         if n > MOST:
             say(f"the first {MOST} of {n} are shown; a folder or .safetensors holds them all")
-        write_picture(out, tile(z[:MOST]), about, as_json)
+        write_picture(out, tile(z[:MOST], columns), about, as_json)
     else:
         write_tensors(out, wrap(z), as_json)

@@ -295,7 +295,17 @@ def _deliver(
         fresh=sample.fresh,
         as_json=sample.json,
         classes=(lambda i: class_name(loaded, int(labels[i]))) if labels is not None else None,
+        columns=_columns(labels),
     )
+
+
+def _columns(labels: Tensor | None) -> int | None:
+    """Of a grid in which classes that come in turn stand below each other."""
+    if labels is None:
+        return None
+    kinds = len(labels.unique())
+    in_turn = len(labels) >= 2 * kinds and bool((labels[kinds:] == labels[:-kinds]).all())
+    return kinds if 4 < kinds <= 16 and in_turn else None
 
 
 def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any], labels: Tensor | None = None) -> Latents:

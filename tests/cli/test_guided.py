@@ -7,6 +7,7 @@ import pytest
 import torch
 from cli_tools import genkit
 from genkit_cli.conditions import parse_labels
+from genkit_cli.sample import _columns
 
 from genkit.errors import InputError
 from genkit.io.images import read_about
@@ -123,6 +124,16 @@ def test_folder_tells_classes(work, capfd):
     code, _, err = genkit(capfd, *common, "--guidance", "2", "-o", "out/")
     assert code == 2
     assert "guidance: 1.0 -> 2.0" in err
+
+
+def test_classes_in_turn_stand_below_each_other():
+    """Oracle: by hand. Ten classes in turn make ten columns; anything else is left to the square."""
+    turn = torch.arange(30) % 10
+    assert _columns(turn) == 10
+    assert _columns(turn[:15]) is None
+    assert _columns(turn.flip(0)[:29].roll(3)) is None
+    assert _columns(torch.zeros(30, dtype=torch.int64)) is None
+    assert _columns(None) is None
 
 
 def test_trajectory(work, capfd):
