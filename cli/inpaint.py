@@ -156,6 +156,8 @@ def _check(config: InpaintConfig, fill: FillConfig) -> Path:
         parse_out(str(config.report), ("png",))
     if config.mask is None:
         raise InputError("inpaint needs --mask MASK.png, black and white, whose white part is filled in")
+    if fill.method == "blend" and (fill.resample, fill.jump) != (FillConfig.resample, FillConfig.jump):
+        raise InputError("--resample and --jump are repaint's; leave them out of --method blend")
     if fill.method == "repaint" and fill.jump > 1 and fill.jump >= fill.steps:
         raise InputError(f"--jump {fill.jump} must be below --steps {fill.steps}, or nothing is walked again")
     return config.mask

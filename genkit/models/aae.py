@@ -13,11 +13,11 @@ from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.adversarial import VectorCritic
-from ..nn.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
+from ..nn.coders import WIDTHS, coders
 from ..objectives.matching import PIXELS, Matching
 from ..registry import Entry, register
 from .prior import draw_prior
-from .vae import OPTIM, WIDTHS, latent_shape
+from .vae import OPTIM, latent_shape
 
 _NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
 
@@ -72,14 +72,7 @@ def build(config: AaeConfig, info: Info) -> Autoencoder:
             f"--prior {config.prior} is of codes of {prior.units} units, not --latent {config.latent}; "
             f"use --latent {prior.units}, or --prior gaussian"
         )
-    width = config.width or WIDTHS[config.arch]
-    encoder: nn.Module
-    decoder: nn.Module
-    if config.arch == "mlp":
-        encoder, decoder = mlp_encoder(image, code, width), mlp_decoder(code, image, width)
-    else:
-        encoder = ConvEncoder(image, code, width, config.blocks)
-        decoder = ConvDecoder(code, image, width, config.blocks)
+    encoder, decoder = coders(config.arch, image, code, code, config.width, config.blocks)
     return Autoencoder(encoder, PriorBottleneck(config.prior), decoder, code, logits=config.recon == "bce")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import arg
+from ..config import arg, flag
 from ..data.source import Batch, Info
 from ..diffusion.denoiser import Denoiser, bind
 from ..diffusion.samplers import ddim
@@ -171,9 +171,33 @@ def _check_loss(config: DdpmConfig) -> None:
         )
 
 
+def _check_idle(config: DdpmConfig) -> None:
+    """Refuse a value for an option that nothing reads; checkpoints are not held to it.
+
+    Raises:
+        InputError: naming the option and what would read it.
+    """
+    readers = {
+        "label_dropout": (config.class_conditional, "--class-conditional"),
+        "gamma": (config.weighting == "min-snr", "--weighting min-snr"),
+        "vlb_weight": (config.loss == "hybrid", "--loss hybrid"),
+        "time_mean": (config.time_sampling == "lognormal", "--time-sampling lognormal"),
+        "time_std": (config.time_sampling == "lognormal", "--time-sampling lognormal"),
+        "data_std": (config.target == "edm", "--target edm"),
+    }
+    for name, (is_read, reader) in readers.items():
+        if not is_read and getattr(config, name) != getattr(DdpmConfig, name):
+            raise InputError(f"{flag(name)} {getattr(config, name)} is read by {reader} only; leave it out")
+
+
 def objective(module: nn.Module, config: DdpmConfig, info: Info) -> Diffusion:
-    """The denoising loss of `module`."""
+    """The denoising loss of `module`.
+
+    Raises:
+        InputError: an option is given that nothing reads.
+    """
     assert isinstance(module, Denoiser)
+    _check_idle(config)
     bound = None
     if config.loss != "simple":
         bound = Bound(

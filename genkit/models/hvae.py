@@ -12,12 +12,11 @@ from ..codecs.hierarchical import HierarchicalAutoencoder, Hierarchy
 from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
-from ..nn.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
+from ..nn.coders import WIDTHS, coders
 from ..objectives.reconstruction import RECON, Reconstruction
 from ..registry import Entry, register
 
 _NETWORK, _LOSS = "Network", "Loss"
-WIDTHS = {"mlp": 400, "conv": 32}
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,8 @@ def build(config: HvaeConfig, info: Info) -> HierarchicalAutoencoder:
     if info.kind != "images":
         raise InputError(f"hvae trains on images and {info.name} holds {info.kind}; give the images")
     units, image = level_units(config.latents), info.shape
-    width = config.width or WIDTHS[config.arch]
     wide, first = (2 * units[0], 1, 1), (units[0], 1, 1)
-    encoder: nn.Module
-    decoder: nn.Module
-    if config.arch == "mlp":
-        encoder, decoder = mlp_encoder(image, wide, width), mlp_decoder(first, image, width)
-    else:
-        encoder = ConvEncoder(image, wide, width, config.blocks)
-        decoder = ConvDecoder(first, image, width, config.blocks)
+    encoder, decoder = coders(config.arch, image, wide, first, config.width, config.blocks)
     pairs = list(zip(units, units[1:]))
     up = [link(low, high, config.hidden) for low, high in pairs]
     down = [link(high, low, config.hidden) for low, high in pairs]

@@ -13,12 +13,11 @@ from ..codecs.bottlenecks import GaussianBottleneck, IdentityBottleneck
 from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
-from ..nn.coders import BlackAndWhite, ConvDecoder, ConvEncoder, halvings, mlp_decoder, mlp_encoder
+from ..nn.coders import WIDTHS, BlackAndWhite, coders, halvings
 from ..objectives.reconstruction import RECON, Reconstruction, image_nats
 from ..registry import Entry, register
 
 _NETWORK, _LOSS = "Network", "Loss"
-WIDTHS = {"mlp": 400, "conv": 32}
 BOTTLENECKS: dict[str, type[GaussianBottleneck | IdentityBottleneck]] = {
     "gaussian": GaussianBottleneck,
     "none": IdentityBottleneck,
@@ -123,15 +122,8 @@ def autoencoder(
     if config.sigma is not None and config.recon != "gaussian":
         raise InputError(f"--sigma {config.sigma:g} is for --recon gaussian, not --recon {config.recon}")
     code, image = latent_shape(config.latent, info), info.shape
-    width = config.width or WIDTHS[config.arch]
     wide = (bottleneck.width_in(code[0]), *code[1:])  # type: ignore[operator]
-    encoder: nn.Module
-    decoder: nn.Module
-    if config.arch == "mlp":
-        encoder, decoder = mlp_encoder(image, wide, width), mlp_decoder(code, image, width)
-    else:
-        encoder = ConvEncoder(image, wide, width, config.blocks)
-        decoder = ConvDecoder(code, image, width, config.blocks)
+    encoder, decoder = coders(config.arch, image, wide, code, config.width, config.blocks)
     if binarise:
         encoder = nn.Sequential(BlackAndWhite(), encoder)
     logits, gaussian = config.recon == "bce", config.recon == "gaussian"

@@ -148,3 +148,20 @@ def _padding(image: Shape, times: int) -> tuple[int, int, int, int]:
     """Pixels to add (left, right, top, bottom) so that every halving is even."""
     height, width = (n << times for n in _size(image, times))
     return 0, width - image[2], 0, height - image[1]
+
+
+WIDTHS = {"mlp": 400, "conv": 32}  # the usual width of each kind
+
+
+def coders(
+    arch: str, image: Shape, wide: Shape, code: Shape, width: int | None, blocks: int
+) -> tuple[nn.Module, nn.Module]:
+    """An encoder (B, *image) -> (B, *wide) and a decoder (B, *code) -> (B, *image) of a kind in `WIDTHS`.
+
+    width: hidden units (mlp), or channels after the first halving (conv); None is the usual one. blocks:
+    residual blocks a size (conv).
+    """
+    width = width or WIDTHS[arch]
+    if arch == "mlp":
+        return mlp_encoder(image, wide, width), mlp_decoder(code, image, width)
+    return ConvEncoder(image, wide, width, blocks), ConvDecoder(code, image, width, blocks)

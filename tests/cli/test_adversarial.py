@@ -15,6 +15,7 @@ from test_survive import FP32, wait_for, weights
 
 from genkit import io
 from genkit.io.latents import save_latents
+from genkit.models.load import load_model
 
 SMALL = ("--width", "8", "--batch-size", "32", *FP32)
 FAMILIES = {
@@ -93,7 +94,11 @@ def test_a_diffusion_model_of_quantised_latents(capfd):
     tiny = ("--width", "8", "--multipliers", "1,1", "--blocks", "1", "--batch-size", "16", "--steps", "3")
     run(capfd, "train", "ddpm", "--data", "z.safetensors", *tiny, *FP32, "-o", "runs/ldm")
     run(capfd, "sample", "ddim", "-m", "runs/ldm", "-n", "4", "--steps", "2", "-o", "s.safetensors")
-    run(capfd, "decode", "s.safetensors", "-m", "runs/vq", "-o", "s.png")
+    run(capfd, "decode", "s.safetensors", "-m", "runs/vq", "-o", "d.safetensors")
+    codec, z = load_model(Path("runs/vq")).module, io.load_latents(Path("s.safetensors")).z
+    with torch.inference_mode():
+        snapped = codec.decode(codec.bottleneck.snap(z))
+    assert torch.allclose(images("d.safetensors"), snapped, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["nonsaturating", "hinge", "wgan-gp"])

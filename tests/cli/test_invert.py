@@ -239,4 +239,5 @@ def test_interpolate_takes_the_classes_of_noise(work, capfd):
 def test_interpolate_between_images(work, capfd, model):
     """Oracle: exit 0 and frames; images reach a latent model through its codec."""
     genkit(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "2", "--steps", "1", "-o", "img/")
-    frames(capfd, "img/000000.png", "img/000001.png", "-m", f"runs/{model}")
+    made = frames(capfd, "img/000000.png", "img/000001.png", "-m", f"runs/{model}")
+    assert len(set(made)) == len(made) > 1  # the two ends and what lies between differ

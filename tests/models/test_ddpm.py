@@ -153,3 +153,21 @@ def test_min_snr_weights_the_error_of_x0_alike_for_every_target():
         p, q = coefficients(target, alpha, sigma, 0.5)
         error = (p * d0 + q * d_eps).square()
         assert torch.allclose(min_snr(schedule, target, t, 0.5) * error, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes, reader",
+    [
+        ({"label_dropout": 0.2}, "--class-conditional"),
+        ({"gamma": 3.0}, "--weighting min-snr"),
+        ({"vlb_weight": 0.1}, "--loss hybrid"),
+        ({"time_mean": 0.0}, "--time-sampling lognormal"),
+        ({"data_std": 0.6, "target": "v"}, "--target edm"),
+    ],
+)
+def test_options_that_nothing_reads_are_refused(changes, reader):
+    """Oracle: the option that would read it is named; the model itself can be built, as a checkpoint's is."""
+    config = DdpmConfig(width=8, multipliers=(1,), blocks=1, **changes)
+    model = build(config, MNIST)
+    with pytest.raises(InputError, match=reader):
+        find("ddpm").objective(model, config, MNIST)
