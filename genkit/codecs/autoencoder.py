@@ -70,8 +70,11 @@ class Autoencoder(nn.Module):
         """The images of z: (B, *latent_shape), as (B, C, H, W) float32 in [-1, 1]."""
         snap = getattr(self.bottleneck, "snap", None)
         # what another model drew lies between the codes of a codebook; codes themselves stay as they are
-        raw = self.decode_raw(z if snap is None else snap(z))
-        return raw.sigmoid() * 2.0 - 1.0 if self.logits else raw.clamp(-1.0, 1.0)
+        return self.shown(self.decode_raw(z if snap is None else snap(z))).clamp(-1.0, 1.0)
+
+    def shown(self, raw: Tensor) -> Tensor:
+        """The raw output as images, which may leave [-1, 1] where it is no logit."""
+        return raw.sigmoid() * 2.0 - 1.0 if self.logits else raw
 
     def forward(self, x: Tensor, *, noise: Tensor | None = None) -> tuple[Code, Tensor]:
         """The codes of x and the raw output for them: all that a loss needs."""

@@ -16,6 +16,8 @@ from ..errors import InputError
 from ..nn.coders import WIDTHS, BlackAndWhite, coders, halvings
 from ..objectives.reconstruction import RECON, Reconstruction, image_nats
 from ..registry import Entry, register
+from ..train.objective import Objective
+from .judge import JudgeConfig, check_judge, judged
 
 _NETWORK, _LOSS = "Network", "Loss"
 BOTTLENECKS: dict[str, type[GaussianBottleneck | IdentityBottleneck]] = {
@@ -64,7 +66,7 @@ class CoderConfig:
 
 
 @dataclass(frozen=True)
-class VaeConfig(CoderConfig):
+class VaeConfig(CoderConfig, JudgeConfig):
     """Settings of `genkit train vae`."""
 
     bottleneck: str = arg(
@@ -79,6 +81,11 @@ class VaeConfig(CoderConfig):
         0.0, "Nats that each unit may spend at no cost (Kingma et al. 2016).", min=0.0, panel=_LOSS
     )
     binarise: bool = arg(False, "Make pixels black or white, cut at half of full brightness.", panel=_LOSS)
+    adversarial: bool = arg(
+        False,
+        "Add a critic of patches: sharper pictures than likelihood gives (Rombach et al. 2022).",
+        panel="Critic",
+    )
 
 
 def latent_shape(text: str, info: Info) -> tuple[int, int, int]:
@@ -136,17 +143,18 @@ def build(config: VaeConfig, info: Info) -> Autoencoder:
     """The autoencoder for images like those of `info`.
 
     Raises:
-        InputError: see `autoencoder`; or --free-bits without a posterior.
+        InputError: see `autoencoder` and `judge.check_judge`; or --free-bits without a posterior.
     """
+    check_judge(config, config.adversarial)
     if config.free_bits > 0 and config.bottleneck != "gaussian":
         raise InputError(f"--free-bits {config.free_bits:g} needs --bottleneck gaussian: no KL, nothing free")
     return autoencoder("vae", config, info, BOTTLENECKS[config.bottleneck](), config.binarise)
 
 
-def objective(module: nn.Module, config: VaeConfig, info: Info) -> Reconstruction:
-    """The -ELBO of `module`, as `config` weighs it."""
+def objective(module: nn.Module, config: VaeConfig, info: Info) -> Objective:
+    """The -ELBO of `module`, as `config` weighs it, with the judges that it asks for."""
     assert isinstance(module, Autoencoder)
-    return Reconstruction(
+    elbo = Reconstruction(
         module,
         config.recon,
         config.beta,
@@ -155,6 +163,9 @@ def objective(module: nn.Module, config: VaeConfig, info: Info) -> Reconstructio
         free_bits=config.free_bits,
         binarise=config.binarise,
     )
+    if config.adversarial or config.perceptual != "none":
+        return judged(elbo, config, info, config.adversarial)
+    return elbo
 
 
 def posterior(module: Autoencoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,8 +11,9 @@ from .. import noise as rng
 from ..codecs.autoencoder import Autoencoder
 from ..codecs.bottlenecks import Code
 from ..data.source import Batch
-from ..train.objective import Loss, Noise, Objective
+from ..train.objective import Loss, Noise
 from .corruption import Corruption
+from .judged import Judgeable, Parts
 
 RECON = ("bce", "mse", "gaussian")
 
@@ -63,7 +64,7 @@ def binarised(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1.0, -1.0)
 
 
-class Reconstruction(Objective):
+class Reconstruction(Judgeable):
     """recon_weight * reconstruction + beta * penalty of the code, per image; 1 and 1 give the -ELBO in nats.
 
     recon "bce": Bernoulli on brightness in [0, 1]; the model's raw output is its logit.
@@ -103,8 +104,8 @@ class Reconstruction(Objective):
         if self.warmup:
             self.done += 1
 
-    def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
-        """The loss with one posterior sample an image; logs its terms and the bottleneck's own numbers."""
+    def parts(self, batch: Batch, noise: Noise) -> Parts:
+        """Images that went there and back, one posterior sample each, in nats an image."""
         model, x = self.model, self.clean(batch.x)
         seen = self.corrupt(x, noise) if self.corrupt else x
         code, raw = model(seen, noise=noise.normal(rng.POSTERIOR, model.latent_shape))
@@ -112,14 +113,17 @@ class Reconstruction(Objective):
         penalty = code.penalty.mean()
         paid = self.paid(code) if self.free_bits > 0 else penalty
         weight = self.weight()
-        total = self.recon_weight * recon + weight * paid
-        logs = {"loss": total.detach(), "recon": recon.detach()}
+        logs = {"recon": recon.detach()}
         if cost := getattr(model.bottleneck, "cost", "kl"):
             logs[cost] = penalty.detach()
         logs |= code.logs
         if isinstance(weight, Tensor):
             logs["beta"] = weight
-        return Loss(total, logs)
+        return Parts(x, raw, self.recon_weight * recon, weight * paid, logs, x[0].numel())
+
+    def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
+        """The loss with one posterior sample an image; logs its terms and the bottleneck's own numbers."""
+        return self.parts(batch, noise).added()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:

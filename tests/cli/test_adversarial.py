@@ -21,6 +21,7 @@ SMALL = ("--width", "8", "--batch-size", "32", *FP32)
 FAMILIES = {
     "vqvae": ("--blocks", "0", "--codes", "32", *SMALL),
     "vqgan": ("--blocks", "0", "--codes", "32", "--disc-start", "4", "--disc-width", "8", *SMALL),
+    "vae": ("--adversarial", "--latent", "4x4x4", "--disc-start", "4", "--disc-width", "8", *SMALL),
     "gan": ("--latent", "8", "--spectral-norm", *SMALL),
     "aae": ("--prior", "mixture", "--class-conditional", *SMALL),
 }
@@ -147,9 +148,32 @@ def test_vqgan_with_a_classifier(capfd, trained):
     assert "is a vae; give a classifier" in refused(capfd, *colour, "--perceptual", trained / "runs/vae")
 
 
+def test_a_judged_vae(capfd, trained):
+    """Oracle: the critic's numbers in the log from its start on, the ELBO's throughout; no critic in the
+    checkpoint, which serves as any VAE does; a distance without a critic, too."""
+    clf = ("--perceptual", trained / "runs/clf")
+    run(capfd, "train", "vae", *FAMILIES["vae"], *clf, "--steps", "8", "--log-every", "0", "-o", "runs/v")
+    lines = [json.loads(line) for line in Path("runs/v/log.jsonl").read_text().splitlines()]
+    assert {"kl", "recon", "perceptual"} <= set(lines[0])
+    assert "critic" not in lines[0]
+    assert {"kl", "recon", "perceptual", "critic", "generator", "balance"} <= set(lines[7])
+    assert "test_perceptual" in lines[-1]
+    assert not [k for k in weights(Path("runs/v")) if not k.startswith(("encoder", "decoder"))]
+    run(capfd, "encode", "digits:test", "-m", "runs/v", "-o", "z.safetensors")
+    run(capfd, "sample", "prior", "-m", "runs/v", "-n", "2", "-o", "x.safetensors")
+    assert images("x.safetensors").shape == (2, 1, 8, 8)
+    run(capfd, "train", "vae", *SMALL, *clf, "--steps", "2", "--log-every", "0", "-o", "runs/p")
+    lines = [json.loads(line) for line in Path("runs/p/log.jsonl").read_text().splitlines()]
+    assert "perceptual" in lines[0]
+    assert "critic" not in lines[1]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (("vae", "--disc-start", "5"), "--disc-start 5 is of a critic and there is none; add --adversarial"),
+        (("vae", "--spectral-norm"), "--spectral-norm is of a critic"),
+        (("vae", "--adversarial", "--perceptual-weight", "2"), "--perceptual-weight 2.0 needs a distance"),
         (("vqvae", "--latent", "16x5x5"), "--latent 16x5x5 does not fit 8x8 images"),
         (("vqvae", "--codes", "1"), "--codes"),
         (("vqgan", "--perceptual", "lpips"), "lpips needs images of 16 pixels or more"),
