@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from cli_tools import ENV, RECIPES, genkit
@@ -27,6 +28,11 @@ def test_settings_are_options(path):
     from_dict(entry.config, model)
     from_dict(OptimConfig, optim)
     assert set(settings) <= {*model, *optim, "data", "size"}
+
+
+AUTOENCODERS = ("SIZE=8", "NUMBERS=1x2x2", "TOKENS=4x2x2", "START=1")
+PRIORS = ("SIZE=8", "GAN_STEPS=2", "N=16", "K=2", "LATENT=4")
+DENOISE = ("SIZE=8", "LATENT=2x4x4")
 
 
 def test_shipped_recipe_by_name(work, capfd):
@@ -71,23 +77,42 @@ def test_sampler_tables_ask_for_options(work):
         assert parse_axes(axes, METHODS[method].config, ConditionConfig)
 
 
-def test_vae_triple(work, capfd):
-    """Oracle: the Makefile's own lines, run in order: three runs, three files of codes, one picture."""
-    small = ["DATA=digits", "STEPS=2", "DIR=t"]
-    lines = subprocess.run(
-        ["make", "-n", "-f", str(RECIPES / "vae-triple.mk"), *small],
-        cwd=work,
-        env=ENV,
-        capture_output=True,
-        text=True,
-    )
-    assert lines.returncode == 0, lines.stderr
-    commands = [shlex.split(line.split("&&")[0])[1:] for line in lines.stdout.splitlines()]
-    assert sorted(c[0] for c in commands) == ["encode"] * 3 + ["plot"] + ["train"] * 3
+def lines_of(work, name, *settings):
+    """The genkit commands of a Makefile in their order, without what the shell does around them."""
+    command = ["make", "-n", "-f", str(RECIPES / name), *settings]
+    made = subprocess.run(command, cwd=work, env=ENV, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    lines = [line for line in made.stdout.splitlines() if line.startswith("genkit ")]
+    return [shlex.split(line.split("&&")[0].split(" > ")[0])[1:] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "name, settings, verbs, result",
+    [
+        ("vae-triple.mk", (), {"train": 3, "encode": 3, "plot": 1}, "t/latents.png"),
+        (
+            "autoencoders.mk",
+            AUTOENCODERS,
+            {"train": 5, "reconstruct": 5, "eval-fid": 5},
+            "t/out/vqgan/grid.png",
+        ),
+        (
+            "priors.mk",
+            PRIORS,
+            {"train": 4, "fit-prior": 2, "sample": 5, "eval-fid": 5},
+            "t/out/ae-gmm/grid.png",
+        ),
+        ("denoise.mk", DENOISE, {"train": 3, "reconstruct": 3}, "t/out/mask.png"),
+    ],
+)
+def test_tables_of_models(work, capfd, name, settings, verbs, result):
+    """Oracle: the Makefile's own lines, run in order, succeed; so many of each verb, and the picture."""
+    commands = lines_of(work, name, "DATA=digits", "STEPS=2", "DIR=t", "CLF=runs/clf", *settings)
+    assert Counter(c[0] for c in commands) == verbs
     for command in commands:
         code, _, err = genkit(capfd, *command)
         assert code == 0, err
-    assert (work / "t/latents.png").exists()
+    assert (work / result).exists()
 
 
 def test_unknown_recipe(capfd):
