@@ -111,7 +111,12 @@ def labels_of(loaded: Loaded, config: ConditionConfig, index: Tensor) -> Tensor 
     classes = classes_of(loaded, config)
     if not classes:
         return None
-    chosen = range(len(classes)) if config.label is None else parse_labels(config.label, classes)
+    return in_turn(config.label, classes, index)
+
+
+def in_turn(label: str | None, classes: tuple[str, ...], index: Tensor) -> Tensor:
+    """(B,) classes of images `index` (B,): those that `label` writes, in turn; all of them for None."""
+    chosen = range(len(classes)) if label is None else parse_labels(label, classes)
     return torch.tensor(chosen)[index.cpu() % len(chosen)]
 
 

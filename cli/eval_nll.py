@@ -3,8 +3,6 @@
 The bound of a VAE is in importance.py.
 """
 
-import csv
-import io as std_io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genkit import dist, io, machine
+from genkit import dist, machine
 from genkit.codecs.autoencoder import Autoencoder
 from genkit.config import REQUIRED, arg
 from genkit.data.source import Source
@@ -20,13 +18,14 @@ from genkit.diffusion.bound import VARIANCES, make_chain
 from genkit.diffusion.denoiser import Denoise, Denoiser, bind, clipped
 from genkit.diffusion.schedules import SPACINGS
 from genkit.errors import InputError
-from genkit.evaluate.nll import Nll, Point, nll, spread
+from genkit.evaluate.nll import Bind, Nll, nll, spread
 from genkit.models.load import Loaded
 from genkit.models.sampling import prepare, sampling_times
 
 from .common import DataConfig, MachineConfig, check_source, clips, load, open_data
 from .console import Meter, emit, say
 from .importance import ImportanceConfig, evaluate_vae
+from .nll_curve import curve_files, write_curve
 from .options import make
 
 HELP = (
@@ -91,33 +90,52 @@ def _eval(config: NllConfig, importance: ImportanceConfig, data: DataConfig, run
         return
     if importance.binarise is not None:
         raise InputError("--binarise is for a VAE; a diffusion model's bound is that of 8-bit images")
-    files = _files(config.out or "nll")
-    model = loaded.module
-    assert isinstance(model, Denoiser)
+    files = curve_files(config.out or "nll")
     source = open_data(config.source, data, loaded)
     _check(source, loaded, config.source)
-    variance = config.variance or ("learned" if model.learn_variance else "large")
-    if variance == "learned" and not model.learn_variance:
+    variance = _variance(config.variance, loaded)
+    found = _bound(loaded, source, variance, config, run, device)
+    if dist.is_main():
+        write_curve(found, files)
+    _print(found, source, variance, files, config.json)
+
+
+def _variance(asked: str | None, loaded: Loaded) -> str:
+    """The variance of the chain's steps: as asked, else the learned one, else the large one.
+
+    Raises:
+        InputError: the learned one of a model that learned none.
+    """
+    learned: Any = getattr(loaded.module, "learn_variance", False)
+    if asked == "learned" and not learned:
         raise InputError(
             f"{loaded.checkpoint.path} has no learned variance; use --variance large or small, "
             "or train with --loss hybrid"
         )
+    return asked or ("learned" if learned else "large")
+
+
+def _bound(
+    loaded: Loaded,
+    source: Source,
+    variance: str,
+    config: NllConfig,
+    run: MachineConfig,
+    device: torch.device,
+) -> Nll:
+    """The bound of the images that -n asks for, measured by all processes."""
+    model = loaded.module
+    assert isinstance(model, Denoiser)
     chain = make_chain(model.schedule, sampling_times(loaded, config.steps, config.spacing))
-    precision = machine.resolve_precision(run.precision, device)
     many = device.type == "cuda" and config.steps * (config.count or len(source)) > 4 * run.batch_size
-    prepare(model, device, precision, run.compile if run.compile is not None else many)
-    clip = clips(config.clip, loaded)
-
-    def with_labels(label: Tensor | None) -> Denoise:
-        denoise = bind(model, label if model.classes else None)
-        return clipped(denoise, model.schedule) if clip else denoise
-
+    compiled = run.compile if run.compile is not None else many
+    prepare(model, device, machine.resolve_precision(run.precision, device), compiled)
     dist.start(device)
     try:
         mine = len(dist.share(len(spread(len(source), config.count))))
         with torch.inference_mode(), Meter("eval-nll", mine * config.steps) as meter:
-            found = nll(
-                with_labels,
+            return nll(
+                _binder(model, clips(config.clip, loaded)),
                 model.schedule,
                 chain,
                 source,
@@ -130,27 +148,17 @@ def _eval(config: NllConfig, importance: ImportanceConfig, data: DataConfig, run
             )
     finally:
         dist.stop()
-    if dist.is_main():
-        _write(found, files)
-    _print(found, source, variance, files, config.json)
 
 
-def _files(text: str) -> tuple[Path, ...]:
-    """The files that -o asks for.
+def _binder(model: Denoiser, clip: bool) -> Bind:
+    """labels (B,) -> the model, told them where it has classes, its predicted images kept in [-1, 1] where
+    `clip` says so."""
 
-    Raises:
-        InputError: for another suffix, or a path that is of the other kind.
-    """
-    path, suffix = Path(text), Path(text).suffix.lower()
-    if suffix in (".csv", ".png"):
-        if path.is_dir():
-            raise InputError(f"-o {text} is a folder; name a file or drop the suffix")
-        return (path,)
-    if suffix and not text.endswith("/"):
-        raise InputError(f"-o {text} is no form of output here; use x.csv, x.png or a folder/ for both")
-    if path.exists() and not path.is_dir():
-        raise InputError(f"-o {text} is a file; name a folder, or x.csv or x.png")
-    return path / "curve.csv", path / "curve.png"
+    def with_labels(label: Tensor | None) -> Denoise:
+        denoise = bind(model, label if model.classes else None)
+        return clipped(denoise, model.schedule) if clip else denoise
+
+    return with_labels
 
 
 def _check(source: Source, loaded: Loaded, spec: str) -> None:
@@ -195,44 +203,3 @@ def _print(found: Nll, source: Source, variance: str, files: tuple[Path, ...], a
         emit(f"{name:<10} {value:.6f} ± {error:.6f}")
     for path in files:
         emit(f"{'curve':<10} {path}")
-
-
-def _write(found: Nll, files: tuple[Path, ...]) -> None:
-    for path in files:
-        if path.suffix.lower() == ".csv":
-            io.write_text(path, curve_csv(found))
-        else:
-            io.write_bytes(path, curve_png(found))
-
-
-def curve_csv(found: Nll) -> str:
-    """The curve as text: step, t, bits, error, x0_mse; from the step next to the data."""
-    text = std_io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Point._fields)
-    writer.writerows([p.step, *(f"{v:.9g}" for v in p[1:])] for p in found.curve)
-    return text.getvalue()
-
-
-def curve_png(found: Nll) -> bytes:
-    """The curve as a picture: each step's bits/dim above its squared error of x0, on logarithmic axes."""
-    from matplotlib.figure import Figure
-
-    steps = [p.step for p in found.curve]
-    curves = {"bits/dim of the step": [p.bits for p in found.curve]}
-    curves["MSE of x0"] = [p.x0_mse for p in found.curve]
-    figure = Figure(figsize=(7, 6), dpi=120, layout="constrained")
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, (label, values) in zip(panels, curves.items()):
-        # a density's term may be negative, and a logarithm has no place for it
-        shown = [v if v > 0 else float("nan") for v in values]
-        axes.plot(steps, shown, linewidth=1.2, color="#1f5f8b")
-        axes.set_yscale("log")
-        axes.set_ylabel(label)
-        axes.grid(True, which="major", alpha=0.3)
-    panels[0].set_title(f"{found.total.value:.4f} ± {found.total.error:.4f} bits/dim, n = {found.n}")
-    panels[1].set_xlabel("step of the chain (1 is next to the data)")
-    panels[1].set_xscale("log")
-    buffer = std_io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -6,7 +6,7 @@ from typing import Any
 
 from genkit.config import arg
 from genkit.errors import InputError
-from genkit.interop.exporting import FAMILIES, export_model, write_files
+from genkit.interop.exporting import FAMILIES, export_model, files_of, refusal, write_files
 from genkit.io.checkpoint import newest_run
 from genkit.models.load import load_model
 
@@ -33,7 +33,7 @@ def command(name: str) -> Any:
 HELP = """A checkpoint as a folder that diffusers loads.
 
 A ddpm or an imported U-Net becomes a pipeline, an imported autoencoder an AutoencoderKL.
-What diffusers has no word for is refused by name."""
+What diffusers has no word for is refused by name, all of it in one line."""
 
 
 def _export(config: ExportConfig) -> None:
@@ -42,12 +42,20 @@ def _export(config: ExportConfig) -> None:
         raise InputError(f"no model under {RUNS}/ that diffusers has; train a ddpm or give -m")
     if config.model is None:
         say(f"model: {path}")
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"-o {config.out} is a file; give a folder")
-    files = export_model(load_model(path))
-    there = [name for name in files if (config.out / name).exists()]
-    if there and not config.fresh:
-        raise InputError(f"{config.out} holds a model already ({there[0]}); use --fresh or another -o")
+    loaded = load_model(path)
+    if obstacles := [why for why in (refusal(loaded), _in_the_way(config, files_of(loaded))) if why]:
+        raise InputError("; ".join(obstacles))
+    files = export_model(loaded)
     write_files(files, config.out)
     result = {"out": str(config.out), "files": sorted(files)}
     emit(result if config.json else config.out, config.json)
+
+
+def _in_the_way(config: ExportConfig, names: tuple[str, ...]) -> str:
+    """Why files of these names cannot be written to -o; empty where they can."""
+    if config.out.exists() and not config.out.is_dir():
+        return f"-o {config.out} is a file; give a folder"
+    there = [name for name in names if (config.out / name).exists()]
+    if there and not config.fresh:
+        return f"{config.out} holds a model already ({there[0]}); use --fresh or another -o"
+    return ""

@@ -1,14 +1,13 @@
-"""genkit inpaint IMAGES --mask MASK.png: the white part of the mask filled in, the rest untouched."""
+"""genkit inpaint IMAGES --mask MASK.png or MASKS/: the white part of a mask filled in, the rest untouched."""
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from genkit import dist, machine
@@ -21,7 +20,6 @@ from genkit.errors import InputError
 from genkit.io.checkpoint import command_line
 from genkit.io.images import labelled, save_png, tile
 from genkit.io.latents import Latents
-from genkit.io.tensors import digest
 from genkit.models.load import Loaded
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
@@ -29,6 +27,8 @@ from .common import DataConfig, MachineConfig, check_shape, clips, load, open_da
 from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
 from .console import say
 from .invert import SHOWN, source_labels
+from .masks import Masks, read_masks
+from .methods import own_spacing
 from .options import make
 from .outputs import Out, batched, deliver, parse_out
 from .preview import load_codec, scaling
@@ -43,7 +43,9 @@ class InpaintConfig:
 
     images: str = arg(REQUIRED, "Images: a data set name, a folder, a zip or one image.", positional=True)
     mask: Path | None = arg(
-        None, "Black and white PNG of the images' size; WHITE is filled in, black is kept. Needed."
+        None,
+        "Black and white PNG of the images' size; WHITE is filled in, black is kept. Or a folder/ of one an "
+        "image: of its file name, or, where no names agree, in order. Needed.",
     )
     model: Path | None = arg(None, "Run folder or checkpoint; default: the newest run that fits.", short="-m")
     out: str = arg("inpaint.png", "dir/ of PNGs, x.png grid, x.safetensors, or - for a stream.", short="-o")
@@ -71,7 +73,12 @@ class FillConfig:
     steps: int = arg(50, "Sampler steps.", min=1, panel="Sampler")
     resample: int = arg(10, "How often repaint walks each stretch; the paper's 10.", min=1, panel="Sampler")
     jump: int = arg(1, "Steps of a stretch that repaint walks again.", min=1, panel="Sampler")
-    spacing: str = arg("trailing", "How the times are spaced.", choices=SPACINGS, panel="Sampler")
+    spacing: str | None = arg(
+        None,
+        "How the times are spaced; default: trailing, or as an imported pipeline has it.",
+        choices=SPACINGS,
+        panel="Sampler",
+    )
     clip: bool | None = arg(
         None,
         "Keep each predicted image in [-1, 1]; default: yes for images, no for latents.",
@@ -89,18 +96,17 @@ def command(name: str) -> Any:
         DataConfig,
         MachineConfig,
         command="inpaint",
-        help="Fill in the white part of a mask with what the model thinks fits; the rest stays as it is.",
+        help="Fill in the white part of a mask, or of each image's own, with what the model thinks fits; the "
+        "rest stays as it is.",
     )
 
 
 class Space(NamedTuple):
-    """Where the model works. shape: (C, H, W) of the images; enter: images -> the model's data, leave: back;
-    unknown: (h, w) bool, the part of the data that is filled in."""
+    """Where the model works, given the holes (B, 1, H, W) bool of images (B, C, H, W)."""
 
-    shape: tuple[int, ...]
-    enter: Callable[[Tensor], Tensor]
-    leave: Callable[[Tensor], Tensor]
-    unknown: Tensor
+    enter: Callable[[Tensor, Tensor], Tensor]  # images, holes -> the model's data (B, c, h, w)
+    leave: Callable[[Tensor], Tensor]  # and back
+    unknown: Callable[[Tensor], Tensor]  # holes -> (B, 1, h, w) bool, the part of the data that is filled in
     codec: str = ""  # sha256
 
 
@@ -109,7 +115,7 @@ def _inpaint(
 ) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("folder", "png", "tensors", "stream"))
-    mask = _check(config, fill)
+    path = _check(config, fill)
     device = machine.pick_device(run.device)
     loaded = load(config.model, "inpaint")
     codec = load_codec(loaded.info, config.codec, loaded.checkpoint.path.parent) if latent(loaded) else None
@@ -118,20 +124,17 @@ def _inpaint(
         raise InputError(f"{config.images} holds {source.info.kind}; inpaint takes images")
     shape = (codec or loaded).info.shape
     check_shape(source.info.shape, shape, config.images)
-    hole = read_mask(mask, shape[1:])
     n = min(config.count or len(source), len(source))
+    masks = read_masks(path, source, n)
     labels = classes_for(source, loaded, condition, config.images, n)
-    space = latent_space(codec, loaded, hole, device) if codec else pixel_space(loaded, hole)
+    space = latent_space(codec, loaded, device) if codec else pixel_space()
+    fill = replace(fill, spacing=own_spacing(fill.spacing, loaded))
     precision = machine.resolve_precision(run.precision, device)
     settings = {
-        **to_dict(fill),
-        **to_dict(condition),
-        "guidance": strength(condition),
-        "classifier": condition.classifier and load_guide(condition.classifier, loaded).checkpoint.sha256,
-        "method": f"inpaint {fill.method}",
+        **_asked(fill, condition, loaded),
         "seed": config.seed,
         "source": source.info.fingerprint,
-        "mask": digest({"mask": hole}),
+        "mask": masks.sha256,
         "precision": precision,
         "model": loaded.checkpoint.sha256,
         "codec": space.codec,
@@ -139,15 +142,27 @@ def _inpaint(
     dist.start(device)
     try:
         prepare(loaded.module, device, precision, bool(run.compile))  # type: ignore[arg-type]
-        draw = drawer(loaded, source, space, hole, fill, condition, labels, config.seed, device)
+        draw = drawer(loaded, source, space, masks, fill, condition, labels, config.seed, device)
         say(f"inpaint: {len(_walk(fill))} network evaluations an image")
-        _deliver(config, run, source, hole, draw, n, out, settings, device)
+        _deliver(config, run, source, masks, draw, n, out, settings, device)
     finally:
         dist.stop()
 
 
+def _asked(fill: FillConfig, condition: ConditionConfig, loaded: Loaded) -> dict[str, Any]:
+    """What a folder must share with new pictures of how they are filled in."""
+    guide = condition.classifier and load_guide(condition.classifier, loaded).checkpoint.sha256
+    return {
+        **to_dict(fill),
+        **to_dict(condition),
+        "guidance": strength(condition),
+        "classifier": guide,
+        "method": f"inpaint {fill.method}",
+    }
+
+
 def _check(config: InpaintConfig, fill: FillConfig) -> Path:
-    """The mask's file.
+    """The mask's file, or the masks' folder.
 
     Raises:
         InputError: there is none, the report is no PNG, or the jumps are as long as the whole way.
@@ -155,7 +170,10 @@ def _check(config: InpaintConfig, fill: FillConfig) -> Path:
     if config.report is not None:
         parse_out(str(config.report), ("png",))
     if config.mask is None:
-        raise InputError("inpaint needs --mask MASK.png, black and white, whose white part is filled in")
+        raise InputError(
+            "inpaint needs --mask MASK.png, black and white, whose white part is filled in, or a folder of "
+            "masks"
+        )
     if fill.method == "blend" and (fill.resample, fill.jump) != (FillConfig.resample, FillConfig.jump):
         raise InputError("--resample and --jump are repaint's; leave them out of --method blend")
     if fill.method == "repaint" and fill.jump > 1 and fill.jump >= fill.steps:
@@ -167,7 +185,7 @@ def _deliver(
     config: InpaintConfig,
     run: MachineConfig,
     source: Source,
-    hole: Tensor,
+    masks: Masks,
     draw: Callable[[Tensor], Tensor],
     n: int,
     out: Out,
@@ -204,7 +222,7 @@ def _deliver(
     # those that a folder had already, or another process made
     for index in batched([i for i in range(min(n, SHOWN)) if i not in shown], run.batch_size):
         drawn(index)
-    _report(config.report, source, hole, torch.stack([shown[i] for i in range(min(n, SHOWN))]), device)
+    _report(config.report, source, masks, torch.stack([shown[i] for i in range(min(n, SHOWN))]), device)
 
 
 def latent(loaded: Loaded) -> bool:
@@ -226,60 +244,34 @@ def classes_for(
     return labels_of(loaded, condition, torch.arange(n))
 
 
-def read_mask(path: Path, size: tuple[int, ...]) -> Tensor:
-    """(H, W) bool of a black and white picture: True where it is white, the part to fill in.
-
-    Raises:
-        InputError: it cannot be read, has another size, other values than 0 and 255, or nothing white.
-    """
-    try:
-        with Image.open(path) as image:
-            grey = image.convert("L")
-    except FileNotFoundError:
-        raise InputError(f"--mask {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise InputError(f"--mask {path} is not a readable picture ({error})") from None
-    values = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).reshape(grey.height, grey.width)
-    if tuple(values.shape) != tuple(size):
-        raise InputError(
-            f"--mask {path} has {grey.width}x{grey.height} pixels and the images {size[1]}x{size[0]}; "
-            "they must agree"
-        )
-    strange = values[(values != 0) & (values != 255)]
-    if len(strange):
-        raise InputError(
-            f"--mask {path} holds the value {int(strange[0])}; a mask has only 0 (kept) and 255 (filled in)"
-        )
-    if not values.any():
-        raise InputError(f"--mask {path} is all black; paint what is to be filled in white")
-    return values > 0
-
-
-def pixel_space(loaded: Loaded, hole: Tensor) -> Space:
+def pixel_space() -> Space:
     """Images as they are."""
-    return Space(loaded.info.shape, lambda x: x, lambda x: x, hole)
+    return Space(lambda x, hole: x, lambda x: x, lambda hole: hole)
 
 
-def latent_space(codec: Loaded, loaded: Loaded, hole: Tensor, device: torch.device) -> Space:
+def latent_space(codec: Loaded, loaded: Loaded, device: torch.device) -> Space:
     """The codec's latents, normalised as the model's training data were; a latent is unknown if a pixel of
     its cell is."""
     module: Any = codec.module.to(device)
     info = loaded.info
     shift, scale = scaling(info, device)
-    cells = F.adaptive_max_pool2d(hole[None, None].float(), info.shape[1:])[0, 0] > 0
 
     @torch.inference_mode()
-    def enter(x: Tensor) -> Tensor:
+    def enter(x: Tensor, hole: Tensor) -> Tensor:
         # the encoder sees beyond a cell: what lies in the hole must not reach the part that is kept
-        known = ~hole.to(x.device)
-        mean = (x * known).sum(dim=(2, 3), keepdim=True) / known.sum().clamp(min=1)
+        known = ~hole
+        count = known.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        mean = (x * known).sum(dim=(2, 3), keepdim=True) / count
         return (module.encode(torch.where(known, x, mean)).z - shift) / scale
 
     @torch.inference_mode()
     def leave(z: Tensor) -> Tensor:
         return module.decode(z * scale + shift)
 
-    return Space(codec.info.shape, enter, leave, cells, codec.checkpoint.sha256)
+    def unknown(hole: Tensor) -> Tensor:
+        return F.adaptive_max_pool2d(hole.float(), info.shape[1:]) > 0
+
+    return Space(enter, leave, unknown, codec.checkpoint.sha256)
 
 
 def _walk(fill: FillConfig) -> list[tuple[int, int]]:
@@ -290,32 +282,33 @@ def drawer(
     loaded: Loaded,
     source: Source,
     space: Space,
-    hole: Tensor,
+    masks: Masks,
     fill: FillConfig,
     condition: ConditionConfig,
     labels: Tensor | None,
     seed: int,
     device: torch.device,
 ) -> Callable[[Tensor], Tensor]:
-    """indices (B,) -> the filled-in images (B, C, H, W), equal to the source's wherever `hole` is not."""
+    """indices (B,) -> the filled-in images (B, C, H, W), equal to the source's outside their holes."""
     model = loaded.module
     assert isinstance(model, Denoiser)
+    assert fill.spacing is not None
     schedule, shape = model.schedule, loaded.info.shape
     path = sampling_times(loaded, fill.steps, fill.spacing)
     clip = clips(fill.clip, loaded)
-    hole, kept = hole.to(device), ~space.unknown.to(device)
 
     def draw(index: Tensor) -> Tensor:
         # outside inference mode: a classifier's gradient goes through the labels' tensor
         denoise = denoise_of(loaded, condition, None if labels is None else labels[index], device)
         images, at = images_of(source, index, device), index.to(device)
+        hole = masks.hole[index.cpu()].to(device)
         with torch.inference_mode():
             steps = repaint(
                 clipped(denoise, schedule) if clip else denoise,
                 schedule,
                 initial_noise(schedule, seed, at, shape, path),
-                space.enter(images),
-                kept,
+                space.enter(images, hole),
+                ~space.unknown(hole),
                 path,
                 resample=fill.resample if fill.method == "repaint" else 1,
                 jump=fill.jump,
@@ -332,10 +325,10 @@ def images_of(source: Source, index: Tensor, device: torch.device) -> Tensor:
     return next(itertools.islice(batches, 1)).x
 
 
-def _report(path: Path, source: Source, hole: Tensor, results: Tensor, device: torch.device) -> None:
+def _report(path: Path, source: Source, masks: Masks, results: Tensor, device: torch.device) -> None:
     """A picture of the first images: originals, what the model was given, and `results` (n, C, H, W)."""
     images = images_of(source, torch.arange(len(results)), device).cpu()
-    masked = torch.where(hole, torch.zeros(()), images)
+    masked = torch.where(masks.hole[: len(results)], torch.zeros(()), images)
     titles = ["original", "masked", "result"]
     rows = [tile(row, columns=len(results)) for row in (images, masked, results)]
     save_png(path, labelled(rows, titles, columns=1), {"shows": titles, "command": command_line()})

@@ -25,6 +25,7 @@ from genkit.models.sampling import initial_noise, prepare, sampling_times
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
 from .conditions import ConditionConfig, classes_of, parse_labels
 from .invert import source_labels
+from .methods import own_spacing
 from .options import make
 from .outputs import Folder, Out, parse_out, report_folder, write_animation, write_picture
 from .preview import check_codec, codec_for, load_codec, scaling
@@ -178,7 +179,7 @@ def diffusion_space(
     model = loaded.module
     assert isinstance(model, Denoiser)
     prepare(model, device, machine.resolve_precision(run.precision, device), compiled=False)
-    falling = sampling_times(loaded, config.steps, "trailing")
+    falling = sampling_times(loaded, config.steps, own_spacing(None, loaded))
     to_picture = codec_for(loaded.info, config.codec, device, loaded.checkpoint.path.parent)
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """genkit invert SOURCE: images -> the noise from which DDIM regenerates them, also under guidance."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from genkit.models.sampling import prepare, sampling_times
 from .common import DataConfig, MachineConfig, check_source, load, open_data
 from .conditions import ConditionConfig, denoise_of, labels_of
 from .console import Meter, say
+from .methods import own_spacing
 from .options import make
 from .outputs import batched, name_tensors, parse_out, store_tensors
 from .preview import decoder_of
@@ -42,7 +43,12 @@ class InvertConfig:
     out: str = arg("noise.safetensors", "x.safetensors, or - for a stream.", short="-o")
     count: int | None = arg(None, "Only the first so many; default: all.", min=1, short="-n")
     steps: int = arg(50, "Network evaluations.", min=1, panel="Sampler")
-    spacing: str = arg("trailing", "How the times are spaced.", choices=SPACINGS, panel="Sampler")
+    spacing: str | None = arg(
+        None,
+        "How the times are spaced; default: trailing, or as an imported pipeline has it.",
+        choices=SPACINGS,
+        panel="Sampler",
+    )
     refine: int = arg(
         0,
         "Fixed-point iterations a step; 0 is plain DDIM inversion, 3 nearly exact.",
@@ -135,7 +141,8 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
     check_source(source, loaded, config.source)
     n = min(config.count or len(source), len(source))
     labels = source_labels(source, loaded, config.label, config.source, n, required=config.pivotal)
-    path = sampling_times(loaded, config.steps, config.spacing)
+    spacing = own_spacing(config.spacing, loaded)
+    config, path = replace(config, spacing=spacing), sampling_times(loaded, config.steps, spacing)
     job = Job(config, loaded, model, source, labels, n, path, device, run.batch_size)
     dist.start(device)
     try:

@@ -185,6 +185,14 @@ METHODS = {
 }
 
 
+def own_spacing(asked: str | None, loaded: Loaded) -> str:
+    """How DDIM's and DDPM's times are spaced: as asked, else as the checkpoint's pipeline has it, else
+    trailing; for the verbs that walk such times without being one of `METHODS`."""
+    spacing = settled("ddim", DdimConfig(spacing=asked), loaded, {}).spacing
+    assert spacing is not None
+    return spacing
+
+
 def settled(name: str, sampler: SamplerConfig, loaded: Loaded, made: Mapping[str, Any]) -> SamplerConfig:
     """`sampler` with every option decided: as given, else as the noise was `made`, else as the checkpoint's
     pipeline has it, else the method's usual value.

@@ -1,88 +1,38 @@
-"""genkit sample METHOD: new images or latents, image i of a seed the same whatever the batch."""
+"""genkit sample METHOD by diffusion: new images or latents, image i of a seed the same whatever the batch.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+The priors of autoencoders are drawn from in sample_prior.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from genkit import dist, io, machine
-from genkit.config import arg, to_dict
+from genkit import dist, machine
+from genkit.config import to_dict
 from genkit.diffusion.denoiser import Denoiser, clipped
 from genkit.diffusion.samplers import Step
 from genkit.errors import InputError
-from genkit.io.images import gif_bytes, tile
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
-from genkit.models.prior import draw_prior, prior_of
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
-from .common import MachineConfig, PrecisionConfig, clips, load
+from .common import MachineConfig, clips, load
 from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
-from .console import Meter, say
+from .console import say
+from .films import StepsOf, TrajectoryConfig, animate, trajectory
 from .methods import METHODS, SamplerConfig, settled
 from .options import make
-from .outputs import Out, deliver, parse_out, write_animation
-from .preview import codec_for, scaling
+from .outputs import parse_out
 from .replay import Replay, null_of, replay_of
+from .sample_output import Draw, SampleConfig, deliver_drawn
 from .streams import read_input
-
-Draw = Callable[[Tensor], Tensor]  # indices (B,) -> (B, C, H, W) in the model's data space
-StepsOf = Callable[[Tensor], Iterator[Step]]  # indices (B,) -> the sampler's steps for them
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """What is drawn, from which model, and where it goes."""
-
-    model: Path | None = arg(None, "Run folder or checkpoint; default: the newest run that fits.", short="-m")
-    count: int = arg(64, "How many to draw.", min=1, short="-n")
-    out: str | None = arg(
-        None,
-        "dir/ of PNGs, x.png grid, x.gif of the sampling, x.safetensors, or - for a stream; "
-        "default: METHOD.png.",
-        short="-o",
-    )
-    seed: int = arg(0, "Image i of a seed is always the same picture.", min=0, max=2**63 - 1)
-    codec: Path | None = arg(
-        None,
-        "Codec that turns a latent model's samples into pictures; default: the one that "
-        "encoded its training data, if it is beside the model or under runs/.",
-    )
-    fresh: bool = arg(False, "Replace what the folder holds.")
-    json: bool = arg(False, "Print the result as one JSON line.")
-
-
-@dataclass(frozen=True)
-class TrajectoryConfig:
-    """A look at the way."""
-
-    trajectory: Path | None = arg(
-        None,
-        "Also write this GIF: x_t of 8 images, and below it the image predicted from it.",
-        panel="Sampler",
-    )
-
-
-@dataclass(frozen=True)
-class PriorConfig:
-    """Where codes are drawn from."""
-
-    prior: str | None = arg(
-        None,
-        "File of `genkit fit-prior`, or own: what the model was trained to have, such as a standard normal; "
-        "default: the one that was fitted to the model and is beside it, else its own.",
-    )
 
 
 def command(name: str) -> Any:
     """The `genkit sample NAME` command."""
-    if name == "prior":
-        help = "From the prior of an autoencoder, standard normal or fitted: codes, decoded."
-        return make(_prior, SampleConfig, PriorConfig, PrecisionConfig, command="sample prior", help=help)
     method = METHODS[name]
 
     def body(
@@ -96,36 +46,6 @@ def command(name: str) -> Any:
 
     groups = (SampleConfig, method.config, TrajectoryConfig, ConditionConfig, MachineConfig)
     return make(body, *groups, command=f"sample {name}", help=method.help)
-
-
-def _prior(sample: SampleConfig, asked: PriorConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
-    out = parse_out(sample.out or "prior.png", ("folder", "png", "tensors", "stream"))
-    device = machine.pick_device(run.device)
-    loaded = load(sample.model, "sample prior")
-    module: Any = loaded.module.to(device)
-    prior, words = prior_of(module, loaded.checkpoint.path, loaded.checkpoint.sha256, asked.prior)
-    if words:
-        say(f"prior: {words}")
-    precision = machine.resolve_precision(run.precision, device)
-
-    @torch.inference_mode()
-    def draw(index: Tensor) -> Tensor:
-        with machine.autocast(device, precision):
-            return draw_prior(module, sample.seed, index.to(device), prior)
-
-    settings = {
-        "method": "prior",
-        "seed": sample.seed,
-        "precision": precision,
-        "model": loaded.checkpoint.sha256,
-        "prior": prior.sha256 if prior is not None else None,
-    }
-    dist.start(device)
-    try:
-        _deliver(draw, loaded, out, sample, run, settings)
-    finally:
-        dist.stop()
 
 
 def _diffusion(
@@ -168,20 +88,14 @@ def _diffusion(
         make_ready(loaded, run, device, sample.count * (sampler.steps or 1))
         steps_of = stepper(name, loaded, sampler, condition, sample.seed, device, labels, noise, made)
         if film.trajectory is not None:
-            _trajectory(steps_of, loaded, film.trajectory, sample, sampler.steps or 1, device)
+            trajectory(steps_of, loaded, film.trajectory, sample, sampler.steps or 1, device)
         if out.form == "gif":
-            _animate(steps_of, loaded, out, sample, sampler.steps or 1, device)
+            animate(steps_of, loaded, out, sample, sampler.steps or 1, device)
         else:
             draw: Draw = lambda index: last(steps_of(index)).x  # noqa: E731
-            _deliver(draw, loaded, out, sample, run, settings, labels)
+            deliver_drawn(draw, loaded, out, sample, run, settings, labels)
     finally:
         dist.stop()
-
-
-def class_name(loaded: Loaded, label: int) -> str:
-    """The name of a class; nothing for the null class."""
-    names = loaded.info.classes
-    return names[label] if label < len(names) else ""
 
 
 def _asked(condition: ConditionConfig, loaded: Loaded, labels: Tensor | None) -> dict[str, Any]:
@@ -268,105 +182,3 @@ def stepper(
             yield from METHODS[name].run(sampler, denoise, schedule, x, path, fresh)
 
     return steps_of
-
-
-def _deliver(
-    draw: Draw,
-    loaded: Loaded,
-    out: Out,
-    sample: SampleConfig,
-    run: PrecisionConfig,
-    settings: dict[str, Any],
-    labels: Tensor | None = None,
-) -> None:
-    """Draw what is still missing and put it where -o says; pictures of latents go through their codec."""
-    device = machine.pick_device(run.device)
-    near = loaded.checkpoint.path.parent
-    shown = out.form in ("folder", "png")
-    show = codec_for(loaded.info, sample.codec, device, near) if shown else (lambda x: x)
-    deliver(
-        f"sample {settings['method']}",
-        lambda index: show(draw(index)),
-        sample.count,
-        out,
-        settings,
-        lambda z: as_latents(z, loaded, settings, labels),
-        batch_size=run.batch_size,
-        fresh=sample.fresh,
-        as_json=sample.json,
-        classes=(lambda i: class_name(loaded, int(labels[i]))) if labels is not None else None,
-        columns=_columns(labels),
-    )
-
-
-def _columns(labels: Tensor | None) -> int | None:
-    """Of a grid in which classes that come in turn stand below each other."""
-    if labels is None:
-        return None
-    kinds = len(labels.unique())
-    in_turn = len(labels) >= 2 * kinds and bool((labels[kinds:] == labels[:-kinds]).all())
-    return kinds if 4 < kinds <= 16 and in_turn else None
-
-
-def as_latents(z: Tensor, loaded: Loaded, extra: dict[str, Any], labels: Tensor | None = None) -> Latents:
-    """What a model drew, with what `decode` needs to know of it."""
-    info, model = loaded.info, loaded.checkpoint.sha256
-    if labels is not None and int(labels.max()) >= len(info.classes):
-        labels = None  # the null class is no label of the data
-    classes = info.classes if labels is not None else ()
-    if info.kind == "images":
-        return Latents(z, "images", labels, model=model, classes=classes, extra=extra)
-    shift, scale = scaling(info, z.device)
-    return Latents(
-        z * scale + shift,
-        "latents",
-        labels,
-        shift=info.shift,
-        scale=info.scale,
-        codec=info.codec,
-        model=model,
-        classes=classes,
-        extra=extra,
-    )
-
-
-def _film(
-    label: str, steps_of: StepsOf, n: int, total: int, show: Callable[[Step], Tensor]
-) -> list[Image.Image]:
-    """At most some 50 frames of the steps of the first n images; show: a step -> what its frame shows."""
-    frames, stride = [], max(1, total // 50)
-    with Meter(label, total) as meter:
-        for k, step in enumerate(steps_of(torch.arange(n))):
-            if k % stride == 0 or k + 1 == total:
-                frames.append(tile(show(step).cpu(), least=256))
-            meter.update(k + 1)
-    return frames
-
-
-def _animate(
-    steps_of: StepsOf, loaded: Loaded, out: Out, sample: SampleConfig, total: int, device: torch.device
-) -> None:
-    """The grid of x_t on its way from noise to images."""
-    show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
-    n = min(sample.count, 64)
-    if n < sample.count:
-        say(f"the animation shows the first {n} of {sample.count}")
-    frames = _film("animate", steps_of, n, total, lambda step: show(step.x.clamp(-3, 3)))
-    write_animation(out, frames, sample.json)
-
-
-def _trajectory(
-    steps_of: StepsOf, loaded: Loaded, path: Path, sample: SampleConfig, total: int, device: torch.device
-) -> None:
-    """A GIF of x_t, and below each image the x0 predicted from it."""
-    out = parse_out(str(path), ("gif",))
-    show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
-
-    def frame(step: Step) -> Tensor:
-        above, below = show(step.x.clamp(-3, 3)), show(step.x0)
-        return torch.cat([half for pair in zip(above.split(8), below.split(8)) for half in pair])
-
-    frames = _film("trajectory", steps_of, min(sample.count, 8), total, frame)
-    if dist.is_main():
-        io.write_bytes(out.path, gif_bytes(frames))
-        say(f"trajectory: {out.path}")

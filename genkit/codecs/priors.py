@@ -34,7 +34,7 @@ def gaussian(normal: Tensor, place: Tensor) -> Tensor:
 
 def mixture(normal: Tensor, place: Tensor) -> Tensor:
     """z: (B, 2) of ten normals on a ring, longer outward; place (B,) in [0, 1) decides which."""
-    angle = torch.floor(10.0 * place) * (2.0 * math.pi / 10.0)
+    angle = (torch.floor(10.0 * place) * (2.0 * math.pi / 10.0)).to(normal.dtype)
     out = torch.stack([angle.cos(), angle.sin()], dim=1)
     side = torch.stack([-angle.sin(), angle.cos()], dim=1)
     return (RADIUS + OUTWARD * normal[:, :1]) * out + SIDEWAYS * normal[:, 1:] * side
@@ -42,9 +42,17 @@ def mixture(normal: Tensor, place: Tensor) -> Tensor:
 
 def swiss_roll(normal: Tensor, place: Tensor) -> Tensor:
     """z: (B, 2) along a spiral, about as dense everywhere; place (B,) in [0, 1) is how far along it."""
-    along = place.sqrt()  # the length of such a spiral grows with the square of its angle
+    along = place.sqrt().to(normal.dtype)  # the length of such a spiral grows with the square of its angle
     angle = 2.0 * math.pi * TURNS * along
     return SIZE * along[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1) + BLUR * normal
+
+
+def place_in(part: Tensor, place: Tensor, parts: int) -> Tensor:
+    """(B,) float64 places in the parts `part` (B,) of so many, given places (B,) in [0, 1) of the whole.
+
+    In float64, because the last places of a part would round into the next one.
+    """
+    return (part + place.double()) / parts
 
 
 PRIORS = {
@@ -72,8 +80,20 @@ class PriorBottleneck(nn.Module):
         z = h.float()
         return Code(z, z.new_zeros(len(z)))
 
-    def draw(self, seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """(B, *shape) codes of the prior; row i depends on `seed` and index[i] only."""
+    def draw(
+        self,
+        seed: int,
+        index: Tensor,
+        shape: tuple[int, ...],
+        label: Tensor | None = None,
+        classes: int = 0,
+    ) -> Tensor:
+        """(B, *shape) codes of the prior; row i depends on `seed`, index[i] and label[i] only.
+
+        label: (B,) of `classes` classes, each of which takes its part of the prior; None: all of the prior.
+        """
         normal = rng.normal(seed, rng.INITIAL, index, (math.prod(shape),))
-        z = self.prior.draw(normal, rng.uniform(seed, rng.COMPONENT, index))
-        return z.reshape(len(index), *shape)
+        place = rng.uniform(seed, rng.COMPONENT, index)
+        if label is not None:
+            place = place_in(label, place, classes)
+        return self.prior.draw(normal, place).reshape(len(index), *shape)

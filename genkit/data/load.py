@@ -64,7 +64,13 @@ def load_images(
     pixels = gather(listing.store, listing.names, scans, channels, size)
     classes, labels, captions = listing.classes, listing.labels, listing.captions
     return resident_images(
-        name, pixels, classes=classes, labels=labels, captions=captions, notes=listing.notes
+        name,
+        pixels,
+        classes=classes,
+        labels=labels,
+        captions=captions,
+        notes=listing.notes,
+        names=listing.names,
     )
 
 

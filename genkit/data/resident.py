@@ -35,9 +35,10 @@ class Resident:
         labels: Tensor | None,
         captions: Sequence[str] | None,
         notes: Iterable[str] = (),
+        names: Sequence[str] | None = None,
     ) -> None:
         self.info = info
-        self.labels, self.captions = labels, captions
+        self.labels, self.captions, self.names = labels, captions, names
         self.notes = list(notes)
         self._data = data
         self._here: tuple[torch.device, Tensor, Tensor | None] | None = None
@@ -91,6 +92,7 @@ def resident_images(
     labels: Sequence[int] | np.ndarray | None = None,
     captions: Sequence[str] | None = None,
     notes: Iterable[str] = (),
+    names: Sequence[str] | None = None,
 ) -> Resident:
     """A Resident of (N, H, W, C) uint8 pixels."""
     count, height, width, channels = pixels.shape
@@ -99,7 +101,7 @@ def resident_images(
     shape = (channels, height, width)
     mark = fingerprint(data, tags, classes, captions)
     info = Info(name, "images", shape, count, classes if tags is not None else (), mark)
-    return Resident(info, data, tags, captions, notes)
+    return Resident(info, data, tags, captions, notes, names)
 
 
 def fingerprint(

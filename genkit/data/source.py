@@ -36,6 +36,7 @@ class Source(Protocol):
     notes: list[str]  # what a person should know about how the data was read, one line each, for stderr
     labels: Tensor | None  # (N,) int64 on the CPU
     captions: Sequence[str] | None
+    names: Sequence[str] | None  # of the image files, below the source's root; None of other examples
 
     def __len__(self) -> int: ...
 

@@ -69,6 +69,7 @@ class Streaming:
     def __init__(self, name: str, listing: Listing, shape: tuple[int, int, int], workers: int | None) -> None:
         self.notes = list(listing.notes)
         self.captions: Sequence[str] | None = listing.captions
+        self.names: Sequence[str] | None = listing.names
         self.labels = None if listing.labels is None else torch.tensor(listing.labels)
         self._decoder = Decoder(listing.store, listing.names, shape)
         self._workers = min(16, cpus()) if workers is None else workers

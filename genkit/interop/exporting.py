@@ -26,38 +26,43 @@ from .weights import STEM
 FAMILIES = ("diffusers-unet", "kl-vae", "ddpm")
 VERSION = "0.30.0"  # of diffusers, whose keys these are
 PIPELINES = {"ddpm": "DDPMPipeline", "ddim": "DDIMPipeline"}
+VAE_FILES = ("config.json", f"{STEM}.safetensors")
+UNET_FILES = (
+    "unet/config.json",
+    f"unet/{STEM}.safetensors",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+)
 Files = dict[str, dict[str, Any] | dict[str, Tensor]]  # name in the folder -> JSON or tensors
+
+
+def files_of(loaded: Loaded) -> tuple[str, ...]:
+    """The names in the folder of what `export_model` gives, the index of a pipeline last."""
+    return VAE_FILES if isinstance(loaded.config, ImportedVaeConfig) else UNET_FILES
 
 
 def export_model(loaded: Loaded) -> Files:
     """The files of the diffusers model that is the same network as `loaded`.
 
     Raises:
-        InputError: diffusers has no such network, by the setting that it lacks.
+        InputError: diffusers has no such network, by all that it lacks.
     """
+    if why := refusal(loaded):
+        raise InputError(why)
     config, shape, tensors = loaded.config, loaded.info.shape, loaded.module.state_dict()
     if isinstance(config, ImportedVaeConfig):
-        weights = export_weights(tensors, VAE)
-        return {"config.json": _versioned(write_vae(config, shape)), f"{STEM}.safetensors": weights}
+        return dict(zip(VAE_FILES, (_versioned(write_vae(config, shape)), export_weights(tensors, VAE))))
     if isinstance(config, DdpmConfig):
         config = as_unet2d(loaded)
-    if not isinstance(config, ImportedUnetConfig):
-        raise InputError(
-            f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, and diffusers has no such model; "
-            f"export takes {', '.join(FAMILIES)}"
-        )
+    assert isinstance(config, ImportedUnetConfig)  # as `refusal` has seen to
     scheduler = write_scheduler(config)
     index = {
         "_class_name": PIPELINES[config.sampler],
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    return {
-        "unet/config.json": _versioned(write_unet(config, shape)),
-        f"unet/{STEM}.safetensors": export_weights(tensors, UNET),
-        "scheduler/scheduler_config.json": _versioned(scheduler),
-        "model_index.json": _versioned(index),
-    }
+    unet = _versioned(write_unet(config, shape)), export_weights(tensors, UNET)
+    return dict(zip(UNET_FILES, (*unet, _versioned(scheduler), _versioned(index))))
 
 
 def write_files(files: Files, folder: Path) -> None:
@@ -81,18 +86,29 @@ def _versioned(values: dict[str, Any]) -> dict[str, Any]:
     return {"_diffusers_version": VERSION, **values}
 
 
-def as_unet2d(loaded: Loaded) -> ImportedUnetConfig:
-    """The configuration under which diffusers builds the network of a genkit ddpm.
+def refusal(loaded: Loaded) -> str:
+    """What keeps `loaded` from being a diffusers model: all of its settings that do, each with the reason;
+    empty where none does."""
+    path, family = loaded.checkpoint.path, loaded.checkpoint.model
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        return f"{path} is a {family}, and diffusers has no such model; export takes {known}"
+    if not isinstance(loaded.config, DdpmConfig):
+        return ""
+    assert isinstance(loaded.module, Denoiser)
+    network = loaded.module.network
+    assert isinstance(network, UNet)
+    lacking = [*_missing(loaded, network), *_uneven(network)]
+    return f"{path} has what diffusers' UNet2DModel cannot have: {', '.join(lacking)}" if lacking else ""
 
-    Raises:
-        InputError: it cannot, by the setting.
-    """
+
+def as_unet2d(loaded: Loaded) -> ImportedUnetConfig:
+    """The configuration under which diffusers builds the network of a genkit ddpm without `refusal`."""
     config, model = loaded.config, loaded.module
     assert isinstance(config, DdpmConfig)
     assert isinstance(model, Denoiser)
     network = model.network
     assert isinstance(network, UNet)
-    _check(loaded, network)
     attention = tuple(isinstance(level.attentions[0], Attention) for level in network.down)  # type: ignore[union-attr, index]
     groups, middle_groups = _groups(loaded, network)
     return ImportedUnetConfig(
@@ -123,44 +139,51 @@ def as_unet2d(loaded: Loaded) -> ImportedUnetConfig:
     )
 
 
-def _check(loaded: Loaded, network: UNet) -> None:
-    """Refuse a ddpm whose network, data or formulas diffusers' `UNet2DModel` pipelines lack."""
-    config, path = loaded.config, loaded.checkpoint.path
-
-    def no(setting: str, why: str) -> InputError:
-        return InputError(f"{path} has {setting}, and diffusers' UNet2DModel {why}")
-
-    if loaded.info.kind != "images":
-        raise no(f"data of kind {loaded.info.kind}", "pipelines draw images")
-    if network.patch != 1:
-        raise no(f"patch {network.patch}", "has no space-to-depth; train with --patch 1")
-    if network.classes:
-        raise no("class_conditional", "has no null class")
-    if config.multipliers[0] != 1:
-        raise no(f"multipliers[0] {config.multipliers[0]}", "starts with the first level's channels")
-    if config.target not in ("eps", "x0", "v"):
-        raise no(f"target {config.target}", "knows eps, x0 and v")
-    if config.schedule not in SCHEDULES:
-        raise no(f"schedule {config.schedule}", f"knows {', '.join(SCHEDULES)}")
+def _missing(loaded: Loaded, network: UNet) -> list[str]:
+    """Settings of a ddpm, each with why the `UNet2DModel` pipelines cannot have it."""
+    config = loaded.config
+    known = ", ".join(SCHEDULES)
+    found = (
+        (loaded.info.kind != "images", f"data of kind {loaded.info.kind} (its pipelines draw images)"),
+        (network.patch != 1, f"patch {network.patch} (it has no space-to-depth; train with --patch 1)"),
+        (network.classes, "class_conditional (it has no null class)"),
+        (
+            config.multipliers[0] != 1,
+            f"multipliers[0] {config.multipliers[0]} (it starts with the first level's channels)",
+        ),
+        (config.target not in ("eps", "x0", "v"), f"target {config.target} (it knows eps, x0 and v)"),
+        (config.schedule not in SCHEDULES, f"schedule {config.schedule} (it knows {known})"),
+    )
+    return [setting for there, setting in found if there]
 
 
-def _groups(loaded: Loaded, network: UNet) -> tuple[int, int | None]:
-    """(groups of the norms, groups of the middle attention's norm where they differ)."""
+def _uneven(network: UNet) -> list[str]:
+    """The norms' numbers of groups, where they are not one number; diffusers has one for all."""
+    counts = _group_counts(network)
+    if len(counts) == 1:
+        return []
+    found = ", ".join(map(str, counts))
+    remedy = "train with a --norm-groups that divides every level's channels"
+    return [f"norms of {found} groups (it has one number for all; {remedy})"]
+
+
+def _group_counts(network: UNet) -> list[int]:
+    """The numbers of groups, rising, of all norms but that of the middle attention."""
     levels = [m for m in [*network.down, *network.up] for m in m.modules()]
     norms = [m.norm1 for m in network.modules() if isinstance(m, ResBlock)]
     norms += [m.norm2 for m in network.modules() if isinstance(m, ResBlock)]
     norms += [m.norm for m in levels if isinstance(m, Attention)]
-    counts = sorted({_count(norm) for norm in [*norms, network.norm_out]})
-    if len(counts) > 1:
-        raise InputError(
-            f"{loaded.checkpoint.path} has norms of {', '.join(map(str, counts))} groups, and diffusers' "
-            "UNet2DModel one number for all; train with a --norm-groups that divides every level's channels"
-        )
+    return sorted({_count(norm) for norm in [*norms, network.norm_out]})
+
+
+def _groups(loaded: Loaded, network: UNet) -> tuple[int, int | None]:
+    """(groups of the norms, groups of the middle attention's norm where they differ)."""
+    (groups,) = _group_counts(network)
     middle = network.middle_attention
-    own = _count(middle.norm) if isinstance(middle, Attention) else counts[0]
+    own = _count(middle.norm) if isinstance(middle, Attention) else groups
     # with scale_shift diffusers gives this norm only on request
-    asked = own != counts[0] or loaded.config.scale_shift
-    return counts[0], own if asked and isinstance(middle, Attention) else None
+    asked = own != groups or loaded.config.scale_shift
+    return groups, own if asked and isinstance(middle, Attention) else None
 
 
 def _count(norm: nn.Module) -> int:

@@ -16,7 +16,7 @@ from ..nn.adversarial import VectorCritic
 from ..nn.coders import WIDTHS, coders
 from ..objectives.matching import PIXELS, Matching
 from ..registry import Entry, register
-from .prior import draw_prior
+from .prior import Parts, draw_prior
 from .vae import OPTIM, latent_shape
 
 _NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
@@ -108,13 +108,16 @@ def _check_classes(name: str, info: Info) -> None:
 
 @torch.inference_mode()
 def preview(module: nn.Module, config: AaeConfig, info: Info, batch: Batch) -> Tensor:
-    """A grid of 6 columns: a row of images, a row of their reconstructions, twice; then 12 of the prior."""
+    """A grid of 6 columns: a row of images, a row of their reconstructions, twice; then 12 of the prior,
+    the classes in turn where each has its part."""
     assert isinstance(module, Autoencoder)
     rows = []
     for x in batch.x[:12].split(6):
         rows += [x, module.decode(module.encode(x).z)]
     index = torch.arange(12, device=batch.x.device)
-    return torch.cat([*rows, draw_prior(module, 0, index)])
+    classes = len(info.classes)
+    parts = Parts(index % classes, classes) if config.class_conditional else None
+    return torch.cat([*rows, draw_prior(module, 0, index, parts=parts)])
 
 
 DEFAULTS: dict[str, Any] = {**OPTIM, "lr": 1e-3}

@@ -31,24 +31,35 @@ class Prior(NamedTuple):
     sha256: str = ""  # of the prior itself, as it stands in a file
 
 
-def draw_prior(model: Any, seed: int, index: Tensor, prior: Prior | None = None) -> Tensor:
+class Parts(NamedTuple):
+    """The parts of a model's own prior to draw from, of a model whose classes take one each."""
+
+    label: Tensor  # (B,) int64 class of each code
+    classes: int  # of the model
+
+
+def draw_prior(
+    model: Any, seed: int, index: Tensor, prior: Prior | None = None, parts: Parts | None = None
+) -> Tensor:
     """(B, C, H, W) images in [-1, 1]: the decoded codes of images `index` (B,) of `seed`.
 
-    model: an Autoencoder, or a generator. Codes are drawn from `prior`, or else from the model's own.
+    model: an Autoencoder, or a generator. Codes are drawn from `prior`, or else from the model's own, or
+    from the `parts` of that.
     """
     shape = tuple(model.latent_shape)
     if prior is not None:
         return model.decode(draw_codes(prior, seed, index, shape))
-    return model.decode(own_codes(model, seed, index))
+    return model.decode(own_codes(model, seed, index, parts))
 
 
-def own_codes(model: Any, seed: int, index: Tensor) -> Tensor:
+def own_codes(model: Any, seed: int, index: Tensor, parts: Parts | None = None) -> Tensor:
     """(B, C, H, W) codes of the prior that `model` was trained to have: standard normal, unless its
-    bottleneck draws them."""
+    bottleneck draws them; of `parts` alone where they are given."""
+    shape = tuple(model.latent_shape)
     draw = getattr(getattr(model, "bottleneck", None), "draw", None)
-    if draw is not None:
-        return draw(seed, index, tuple(model.latent_shape))
-    return rng.normal(seed, rng.INITIAL, index, tuple(model.latent_shape))
+    if draw is None:
+        return rng.normal(seed, rng.INITIAL, index, shape)
+    return draw(seed, index, shape) if parts is None else draw(seed, index, shape, *parts)
 
 
 def draw_codes(prior: Prior, seed: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:

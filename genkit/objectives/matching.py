@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .. import noise as rng
 from ..codecs.autoencoder import Autoencoder
-from ..codecs.priors import PriorBottleneck
+from ..codecs.priors import PriorBottleneck, place_in
 from ..data.source import Batch
 from ..train.objective import Loss, Noise, Objective, Phase
 from .adversarial import accuracy, critic_loss, frozen, generator_loss
@@ -74,7 +74,7 @@ class Matching(Objective):
         place = noise.uniform(rng.COMPONENT)
         if self.classes:
             assert batch.label is not None
-            place = (batch.label + place) / self.classes
+            place = place_in(batch.label, place, self.classes)
         return self.model.bottleneck.prior.draw(noise.normal(rng.PRIOR, (self._units(),)), place)
 
     def _units(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cli_tools import genkit
 from genkit_cli.conditions import parse_labels
-from genkit_cli.sample import _columns
+from genkit_cli.sample_output import columns
 
 from genkit.errors import InputError
 from genkit.io.images import read_about
@@ -129,11 +129,11 @@ def test_folder_tells_classes(work, capfd):
 def test_classes_in_turn_stand_below_each_other():
     """Oracle: by hand. Ten classes in turn make ten columns; anything else is left to the square."""
     turn = torch.arange(30) % 10
-    assert _columns(turn) == 10
-    assert _columns(turn[:15]) is None
-    assert _columns(turn.flip(0)[:29].roll(3)) is None
-    assert _columns(torch.zeros(30, dtype=torch.int64)) is None
-    assert _columns(None) is None
+    assert columns(turn) == 10
+    assert columns(turn[:15]) is None
+    assert columns(turn.flip(0)[:29].roll(3)) is None
+    assert columns(torch.zeros(30, dtype=torch.int64)) is None
+    assert columns(None) is None
 
 
 def test_trajectory(work, capfd):

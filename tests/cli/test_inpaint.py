@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from cli_tools import genkit
+from genkit_cli.masks import by_name
 from PIL import Image
 
 from genkit import io
@@ -144,3 +145,122 @@ def test_wrong_requests(work, capfd):
     shutil.rmtree(work / "runs/vae")
     code, _, err = run(capfd, model="ldm")
     assert (code, "no codec" in err) == (2, True), err
+
+
+HALVES = {"left": (0, 0, 4, 8), "right": (4, 0, 8, 8), "top": (0, 0, 8, 4)}
+
+
+def halves(folder, **names):
+    """Masks of these names, each white in one half."""
+    folder.mkdir(exist_ok=True)
+    for name, half in names.items():
+        image = Image.new("L", (8, 8), 0)
+        image.paste(255, HALVES[half])
+        image.save(folder / f"{name}.png")
+
+
+def holes(path, images):
+    """(n, 8, 8) bool: where the pictures of a tensor file differ from `images`."""
+    return (io.load_latents(path, ("images",)).z != images)[:, 0]
+
+
+def filled(*wanted):
+    """(n, 8, 8) bool of these halves."""
+    made = torch.zeros(len(wanted), 8, 8, dtype=torch.bool)
+    for row, half in zip(made, wanted):
+        left, upper, right, lower = HALVES[half]
+        row[upper:lower, left:right] = True
+    return made
+
+
+@pytest.mark.parametrize("model", ["ddpm", "ldm"])
+def test_a_mask_for_each_image_in_order(work, capfd, model):
+    """Oracle: each image's own values to the bit where its mask is black and new ones elsewhere; the same in
+    batches of one, and for image i what the picture alone as --mask gives it (fp32 rounding)."""
+    halves(work / "masks", a="left", b="right", c="top")
+    common = ("inpaint", "digits:test", "-m", f"runs/{model}", *FAST, "-n")
+    for name, more in (("a", ()), ("b", ("--batch-size", "1"))):
+        code, _, err = genkit(capfd, *common, 3, "--mask", "masks/", *more, "-o", f"{name}.safetensors")
+        assert code == 0, err
+    found = holes(work / "a.safetensors", originals(3))
+    assert not (found & ~filled("left", "right", "top")).any()
+    assert (found & filled("left", "right", "top")).float().sum(dim=(1, 2)).min() > 20
+    assert genkit(capfd, *common, 3, "--mask", "masks/c.png", "-o", "c.safetensors")[0] == 0
+    a, b, c = (io.load_latents(work / f"{k}.safetensors", ("images",)).z for k in "abc")
+    assert (a - b).abs().max() < 1e-4
+    assert (a[2] - c[2]).abs().max() < 1e-4
+
+
+def test_a_mask_for_each_image_by_name(work, capfd):
+    """Oracle: the halves by hand, though the order of the masks is another and one is of no image; a folder
+    goes on with more images, keeps its own, and refuses other masks."""
+    pictures = {name: originals(3)[k] for k, name in enumerate(("one", "two", "zero"))}
+    (work / "in").mkdir()
+    for name, x in pictures.items():
+        pixels = ((x[0] + 1) * 127.5).round().byte()
+        Image.fromarray(pixels.numpy()).save(work / f"in/{name}.png")
+    halves(work / "masks", zero="left", two="right", one="top", extra="left")
+    common = ("inpaint", "in", "-m", "runs/ddpm", "--mask", "masks", *FAST)
+    code, _, err = genkit(capfd, *common, "-o", "x.safetensors", "--report", "r.png")
+    assert code == 0, err
+    assert "1 masks of masks are of no image" in err
+    found = holes(work / "x.safetensors", originals(3))
+    assert not (found & ~filled("top", "right", "left")).any()
+    assert genkit(capfd, *common, "-n", "2", "-o", "img/")[0] == 0
+    code, _, err = genkit(capfd, *common, "-o", "img/")
+    assert (code, "2 of 3 were there already" in err) == (0, True), err
+    halves(work / "masks", zero="top")
+    code, _, err = genkit(capfd, *common, "-o", "img/")
+    assert (code, "mask: " in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    "masks, message",
+    [
+        ({"a": "left", "b": "left"}, "masks holds 2 masks, none of an image's name, for 3 images"),
+        ({"000000": "left", "000001": "left", "c": "left"}, "000002.png of in has no mask of its name in"),
+        ({}, "masks holds no images"),
+    ],
+)
+def test_wrong_folders_of_masks(work, capfd, masks, message):
+    """Oracle: exit 2, one line with the folder, and no file."""
+    (work / "in").mkdir()
+    for i in range(3):
+        Image.new("L", (8, 8), 50 * i).save(work / f"in/{i:06d}.png")
+    halves(work / "masks", **masks)
+    command = ("inpaint", "in", "-m", "runs/ddpm", "--mask", "masks/", *FAST, "-o", "x.png")
+    code, out, err = genkit(capfd, *command)
+    assert (code, out) == (2, ""), err
+    assert [message in line for line in err.splitlines() if line.startswith("genkit:")] == [True], err
+    assert not (work / "x.png").exists()
+
+
+def test_one_wrong_mask_of_a_folder(work, capfd):
+    """Oracle: what a single mask is told, with its own path; nothing is drawn."""
+    halves(work / "masks", a="left", b="left")
+    for wrong, message in (
+        ({"size": 10}, "has 10x10 pixels"),
+        ({"value": 128}, "holds the value 128"),
+        ({"value": 0}, "is all black"),
+    ):
+        make_mask(work / "masks/b.png", **wrong)
+        command = ("inpaint", "digits:test", "-n", "2", "-m", "runs/ddpm", "--mask", "masks", *FAST)
+        code, out, err = genkit(capfd, *command, "-o", "x/")
+        assert (code, out) == (2, "")
+        assert f"--mask masks/b.png {message}" in err
+        assert not (work / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "masks, images, wanted",
+    [
+        (["a.png", "b.png"], ["b.jpg", "c.jpg"], {0: "b.png"}),
+        (["top/a.png"], ["3/a.png"], {0: "top/a.png"}),
+        (["x/a.png", "y/a.png"], ["in/y/a.jpg", "in/x/a.jpg"], {0: "y/a.png", 1: "x/a.png"}),
+        (["a.gif", "a.png"], ["a.png", "b.png"], {0: "a.png"}),
+        (["a.png"], ["b.png"], {}),
+    ],
+)
+def test_names_that_agree(masks, images, wanted):
+    """Oracle: by hand: bare names, paths where folders repeat these, suffixes where all else is the same."""
+    assert by_name(masks, images) == wanted

@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from cli_tools import genkit
+import torch
+from cli_tools import TINY_DDPM, genkit
 from interop_files import UNET, VAE, unet_shapes, vae_shapes, weights, write_model, write_pipeline
 from PIL import Image
+
+from genkit import io
 
 FAST = ("--device", "cpu", "--precision", "fp32")
 
@@ -33,6 +36,34 @@ def test_an_imported_pipeline_serves_the_diffusion_verbs(here, capfd):
     assert genkit(capfd, "interpolate", "1", "2", "-n", "3", "-o", "path.png", *few)[0] == 0
     assert genkit(capfd, "export", "-m", "unet.safetensors", "-o", "out")[:2] == (0, "out\n")
     assert genkit(capfd, "import", "out", "-o", "unet.safetensors")[0] == 0
+
+
+def test_an_imported_pipeline_keeps_its_spacing(here, capfd):
+    """Oracle: what --spacing leading gives, diffusers' own default, and no longer where another is asked for;
+    an interpolation's end is what `sample ddim` draws of that seed (fp32 rounding)."""
+    assert genkit(capfd, "import", "pipeline", "-o", "unet.safetensors")[0] == 0
+    few = ("-m", "unet.safetensors", "--steps", "3", *FAST)
+    Image.new("L", (8, 8), 255).save(here / "mask.png")
+    verbs = {
+        "invert": ("invert", "digits", "-n", "1"),
+        "inpaint": ("inpaint", "digits", "-n", "1", "--mask", "mask.png", "--resample", "1"),
+        "sample": ("sample", "ddim", "-n", "1"),
+    }
+    for name, verb in verbs.items():
+        found = {}
+        for spacing in (None, "leading", "trailing"):
+            asked = ("--spacing", spacing) if spacing else ()
+            code, _, err = genkit(capfd, *verb, *few, *asked, "-o", "x.safetensors")
+            assert code == 0, err
+            found[spacing] = io.load_latents(here / "x.safetensors", ("noise", "images"))
+            if name == "invert":
+                assert found[spacing].extra["spacing"] == (spacing or "leading")
+        assert torch.equal(found[None].z, found["leading"].z)
+        assert not torch.allclose(found[None].z, found["trailing"].z, atol=1e-3)
+    assert genkit(capfd, *verbs["sample"], "--seed", "5", *few, "-o", "one/")[0] == 0
+    assert genkit(capfd, "interpolate", "5", "6", "-n", "2", *few, "-o", "two/")[0] == 0
+    one, two = (np.asarray(Image.open(here / f"{k}/000000.png"), np.int16) for k in ("one", "two"))
+    assert np.abs(one - two).max() <= 1
 
 
 def test_an_imported_autoencoder_is_a_codec(here, capfd):
@@ -79,3 +110,15 @@ def test_wrong_requests_are_one_line(here, capfd, arguments, message):
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_export_names_all_obstacles_in_one_line(here, capfd):
+    """Oracle: both settings of the model, and the folder that holds another; nothing is written there."""
+    settings = ("--class-conditional", "--target", "flow", "--norm-groups", "2", "--steps", "1")
+    assert genkit(capfd, "train", "ddpm", *TINY_DDPM, *settings, *FAST, "-o", "runs/odd")[0] == 0
+    before = (here / "pipeline/unet/config.json").read_bytes()
+    code, out, err = genkit(capfd, "export", "-m", "runs/odd", "-o", "pipeline")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    for part in ("class_conditional (it has no null class)", "target flow", "pipeline holds a model already"):
+        assert part in err
+    assert (here / "pipeline/unet/config.json").read_bytes() == before

@@ -153,3 +153,18 @@ def test_one_image_file_is_a_source(tmp_path: Path) -> None:
     array = save(tmp_path / "0.png", noise_image(0))
     save(tmp_path / "1.png", noise_image(1))
     assert np.array_equal(stored(open_source(str(tmp_path / "0.png"))), array[None])
+
+
+def test_a_source_of_files_knows_their_names(tmp_path: Path) -> None:
+    """Oracle: the paths below the root in the order of the examples, whether the pixels are held, streamed or
+    in a zip, without what was left out; a data set by name has none."""
+    for name in ("b/2.png", "a/1.png", "a/0.png"):
+        save(tmp_path / "in" / name, noise_image(0))
+    wanted = ["a/0.png", "a/1.png", "b/2.png"]
+    packed = zip_of(tmp_path / "in", tmp_path / "in.zip")
+    for spec in (tmp_path / "in", packed):
+        assert list(open_source(str(spec)).names) == wanted
+        assert list(open_source(str(spec), limit=100, workers=0).names) == wanted
+    (tmp_path / "in/a/1.png").write_bytes(b"no picture")
+    assert list(open_source(str(tmp_path / "in"), skip_bad=True).names) == ["a/0.png", "b/2.png"]
+    assert open_source("digits").names is None

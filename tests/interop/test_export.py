@@ -129,3 +129,16 @@ def test_what_diffusers_lacks_is_refused_by_name(tmp_path, settings, message):
     with pytest.raises(InputError, match=message) as error:
         export_model(ddpm(tmp_path / "x.safetensors", **settings))
     assert "\n" not in str(error.value)
+
+
+def test_all_that_diffusers_lacks_is_in_one_line(tmp_path):
+    """Oracle: every setting of a model that has them all, once, with its remedy where there is one."""
+    settings = {"patch": 2, "class_conditional": True, "target": "edm", "schedule": "karras"}
+    groups = {"width": 8, "norm_groups": 32, "multipliers": (2, 4)}
+    with pytest.raises(InputError) as error:
+        export_model(ddpm(tmp_path / "x.safetensors", kind="latents", **settings, **groups))
+    line = str(error.value)
+    assert "\n" not in line
+    parts = ("data of kind latents", "patch 2", "class_conditional", "multipliers[0] 2", "target edm")
+    for part in (*parts, "schedule karras", "--norm-groups", "x.safetensors"):
+        assert line.count(part) == 1, part
