@@ -37,7 +37,10 @@ class ConditionConfig:
         (0.0, 1.0), "Times between which guidance acts; 0 is data, 1 noise.", min=0, max=1, panel="Guidance"
     )
     classifier: Path | None = arg(
-        None, "Guide by this classifier (trained with --noise-conditioned) instead.", panel="Guidance"
+        None,
+        "Guide by this classifier (trained with --noise-conditioned) instead; a model that knows the classes "
+        "is told them too, and --guidance 0 is as trained.",
+        panel="Guidance",
     )
 
 
@@ -129,6 +132,9 @@ def denoise_of(
 ) -> Denoise:
     """The model with its condition bound and guided as asked, for a batch of images of classes `labels` (B,).
 
+    A classifier guides the unconditional model, or one of the same classes given `labels`, as both the models
+    of Dhariwal & Nichol 2021 (table 4).
+
     null: what stands for no class, where it is not the model's own (null-text inversion).
     """
     model: Any = loaded.module
@@ -142,9 +148,12 @@ def denoise_of(
         empty = nothing if null is None else null
         assert empty is not None  # labels without a classifier are those of a class-conditional model
         return classifier_free(model, cond, empty, strength(config), interval)
-    guide: Any = load_guide(config.classifier, loaded).module.to(device)
-    log_prob = label_log_prob(guide, model.schedule, cond)
-    return classifier(bind(model, nothing), model.schedule, log_prob, strength(config), interval)
+    guide = load_guide(config.classifier, loaded)
+    network: Any = guide.module.to(device)
+    log_prob = label_log_prob(network, model.schedule, cond)
+    # a model that knows the same classes is told them, too: guidance then sharpens what it knows
+    base = cond if model.classes and loaded.info.classes == guide.info.classes else nothing
+    return classifier(bind(model, base), model.schedule, log_prob, strength(config), interval)
 
 
 @functools.lru_cache(maxsize=4)

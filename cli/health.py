@@ -22,8 +22,8 @@ def idle(logs: Mapping[str, float]) -> float:
 SIGNS = {
     "posterior": Sign(
         lambda logs: idle(logs) > 0.9,
-        "more than nine in ten latent units carry nothing of the image; try --kl-warmup 2000, --free-bits 0.1, "
-        "a lower --beta or a smaller --latent",
+        "more than nine in ten latent units carry nothing of the image; try --kl-warmup 2000, "
+        "--free-bits 0.1, a lower --beta or a smaller --latent",
     ),
     "critic": Sign(
         # a classifier logs an accuracy as well, and may well be right

@@ -69,8 +69,9 @@ def classifier(
 ) -> Denoise:
     """`denoise` with eps - scale sigma grad log p(label | x_t) (Dhariwal & Nichol 2021, alg. 2).
 
-    With an unconditional `denoise`, scale 1 samples p(x | label) and larger scales sharpen it. x0 follows
-    from x = alpha x0 + sigma eps; where alpha is 0 nothing is known of it and guidance waits.
+    With an unconditional `denoise`, scale 1 samples p(x | label) and larger scales sharpen it; with one that
+    is given the label already, scale 0 does the former and every larger one sharpens. x0 follows from
+    x = alpha x0 + sigma eps; where alpha is 0 nothing is known of it and guidance waits.
     """
 
     def guided(x: Tensor, t: Tensor) -> Prediction:

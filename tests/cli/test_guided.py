@@ -109,6 +109,19 @@ def test_a_classifier_guides_an_unconditional_model(work, capfd):
     assert not torch.allclose(plain, much, atol=1e-3)
 
 
+def test_a_classifier_sharpens_a_model_of_its_classes(work, capfd):
+    """Oracle: at scale 0 the model given the class, at more something else."""
+    common = ("sample", "ddim", "-m", "runs/cond", "-n", "2", "--steps", "3", "--label", "4")
+    guide = ("--classifier", "runs/guide", "--guidance")
+    for name, more in (("plain", ()), ("zero", (*guide, "0")), ("much", (*guide, "50"))):
+        assert genkit(capfd, *common, *more, "-o", f"{name}.safetensors")[0] == 0
+    plain, zero, much = (
+        load_latents(work / f"{name}.safetensors", ("images",)).z for name in ("plain", "zero", "much")
+    )
+    assert torch.equal(plain, zero)
+    assert not torch.allclose(plain, much, atol=1e-3)
+
+
 def test_folder_tells_classes(work, capfd):
     """Oracle: metadata.csv and the PNGs name them, and eval-fid measures how many are recognised."""
     common = ("sample", "ddim", "-m", "runs/cond", "-n", "12", "--steps", "2", "--label", "3,5")
