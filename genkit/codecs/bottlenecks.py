@@ -82,6 +82,8 @@ class IdentityBottleneck(nn.Module):
 class SparseBottleneck(nn.Module):
     """Sigmoid units that are to be active a share `rho` of the time each (Ng 2011, "Sparse autoencoder").
 
+    A unit to which the encoder gives 0 is active `rho`: training starts where it is to end.
+
     Raises:
         ValueError: rho is not inside (0, 1).
     """
@@ -93,19 +95,20 @@ class SparseBottleneck(nn.Module):
         if not 0.0 < rho < 1.0:
             raise ValueError(f"the mean activation must lie inside (0, 1), got {rho}")
         self.rho = rho
+        self.rest = math.log(rho / (1.0 - rho))
 
     def width_in(self, channels: int) -> int:
         """Channels wanted from the encoder."""
         return channels
 
     def forward(self, h: Tensor, noise: Tensor | None = None) -> Code:
-        """The code sigmoid(h), (B, C, H, W); `noise` has no use here.
+        """The code sigmoid(h + logit rho), (B, C, H, W); `noise` has no use here.
 
         The penalty is the KL between coins of mean rho and of each unit's mean activation over the batch,
         summed over the units, the same for every image. In training that mean is over all processes;
         gradient accumulation takes it over each part of the batch.
         """
-        z = h.float().sigmoid()
+        z = (h.float() + self.rest).sigmoid()
         mean = z.mean(dim=0)
         if self.training:
             mean = dist.average(mean)
@@ -113,6 +116,18 @@ class SparseBottleneck(nn.Module):
         with torch.no_grad():
             logs = {"activation": mean.mean(), "dead": (mean < DEAD * self.rho).sum().float()}
         return Code(z, penalty.expand(len(z)), logs=logs)
+
+
+class Standardised(nn.Module):
+    """Codes of sparse units as a decoder learns best from: a coin of mean `rho` gets mean 0 and variance 1."""
+
+    def __init__(self, rho: float) -> None:
+        super().__init__()
+        self.rho, self.scale = rho, (rho * (1.0 - rho)) ** -0.5
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(z - rho) / sqrt(rho (1 - rho)) for z of any shape."""
+        return (z - self.rho) * self.scale
 
 
 def bernoulli_kl(rho: float, mean: Tensor) -> Tensor:

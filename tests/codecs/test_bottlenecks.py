@@ -10,6 +10,7 @@ from genkit.codecs.bottlenecks import (
     GaussianBottleneck,
     IdentityBottleneck,
     SparseBottleneck,
+    Standardised,
     bernoulli_kl,
 )
 
@@ -71,22 +72,31 @@ def test_sparsity_is_the_kl_of_coins():
     """Oracle: torch.distributions between coins of rho and of each unit's mean over the batch."""
     h = _parameters()[0]
     code = SparseBottleneck(0.05)(h)
-    assert torch.equal(code.z, h.sigmoid())
-    exact = kl_divergence(Bernoulli(torch.tensor(0.05)), Bernoulli(h.sigmoid().mean(dim=0))).sum()
+    z = (h + math.log(0.05 / 0.95)).sigmoid()
+    torch.testing.assert_close(code.z, z)
+    exact = kl_divergence(Bernoulli(torch.tensor(0.05)), Bernoulli(z.mean(dim=0))).sum()
     torch.testing.assert_close(code.penalty, exact.expand(5))
-    torch.testing.assert_close(code.logs["activation"], h.sigmoid().mean())
+    torch.testing.assert_close(code.logs["activation"], z.mean())
 
 
 def test_sparsity_costs_nothing_at_rho_and_pulls_towards_it():
     """Oracle: KL(rho || rho) = 0; the slope (1 - rho) / (1 - m) - rho / m, over the batch's size, and the
     sigmoid's m (1 - m)."""
     rho = 0.2
-    h = torch.full((4, 1, 1, 1), math.log(rho / (1 - rho)))
-    assert SparseBottleneck(rho)(h).penalty.abs().max() < 1e-6
-    h = torch.zeros(4, 1, 1, 1, requires_grad=True)
+    assert SparseBottleneck(rho)(torch.zeros(4, 1, 1, 1)).penalty.abs().max() < 1e-6
+    # a unit at 0.5
+    h = torch.full((4, 1, 1, 1), math.log((1 - rho) / rho), requires_grad=True)
     SparseBottleneck(rho)(h).penalty.mean().backward()
     slope = ((1 - rho) / 0.5 - rho / 0.5) * 0.25 / 4
     torch.testing.assert_close(h.grad, torch.full_like(h, slope))
+
+
+def test_sparse_codes_standardised_for_the_decoder():
+    """Oracle: moments of coins of mean rho."""
+    coins = (torch.rand(100_000, generator=torch.Generator().manual_seed(0)) < 0.05).float()
+    z = Standardised(0.05)(coins)
+    assert abs(z.mean().item()) < 0.02  # five standard errors
+    assert abs(z.var().item() - 1) < 0.08
 
 
 def test_dead_and_saturated_units_have_a_finite_price():
