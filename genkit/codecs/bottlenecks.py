@@ -119,7 +119,7 @@ class SparseBottleneck(nn.Module):
 
 
 class Standardised(nn.Module):
-    """Codes of sparse units as a decoder learns best from: a coin of mean `rho` gets mean 0 and variance 1."""
+    """Sparse codes as a decoder learns best from: a coin of mean `rho` gets mean 0 and variance 1."""
 
     def __init__(self, rho: float) -> None:
         super().__init__()

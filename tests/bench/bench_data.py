@@ -21,12 +21,14 @@ def has_mnist(args: argparse.Namespace) -> bool:
     return (args.data_root / "mnist" / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
 
 
-def vision_or_random(args: argparse.Namespace, size: int | None = None, channels: int = 1):
+def vision_or_random(
+    args: argparse.Namespace, size: int | None = None, channels: int = 1, split: str = "train"
+):
     """genkit's source: MNIST, or noise of its shape."""
     if has_mnist(args):
         from genkit.data.open import open_source
 
-        return open_source("mnist", root=args.data_root, size=size, channels=channels)
+        return open_source(f"mnist:{split}", root=args.data_root, size=size, channels=channels)
     import numpy as np
 
     from genkit.data.resident import resident_images

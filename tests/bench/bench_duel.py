@@ -15,37 +15,78 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # the checkout's genkit, also where another one is installed
 
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCK_HELP = (
+    "cpu: processor time of the side's process, for a machine that others use too; "
+    "with OMP_NUM_THREADS=1, as it adds up over threads"
+)
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """--clock."""
+    parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS), help=CLOCK_HELP)
+
+
+def answers() -> TextIO:
+    """Where a side answers the referee; from now on stdout is stderr: what libraries print must not get
+    between the answers."""
+    stream = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return stream
+
+
+def answer(stream: TextIO, seconds: float, images: int, about: dict[str, object]) -> None:
+    """Tell the referee what was done, in which time."""
+    print(json.dumps({"seconds": seconds, "images": images, **about}), file=stream, flush=True)
+
+
 class Turns:
     """A side's view: it works for as long as `tick`, called after every unit of work, says so.
 
-    warm: units before the first turn; size: units a turn; images: images a unit.
+    warm: units before the first turn; size: units a turn; images: images a unit; clock: one of `CLOCKS`.
     """
 
-    def __init__(self, warm: int, size: int, images: int) -> None:
+    def __init__(self, warm: int, size: int, images: int, clock: str = "wall") -> None:
         self.left, self.size, self.images = warm, size, images
-        self.began = time.perf_counter()
         self.about: dict[str, object] = {}
-        # what libraries print must not get between the answers
-        self.answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
+        self.answers = answers()
+        self.clock = CLOCKS[clock]
+        self.began = self.clock()
 
     def tick(self) -> bool:
         """Count a unit; at the end of a turn, answer with its time and wait for the next. False: all over."""
         self.left -= 1
         if self.left:
             return True
-        seconds = time.perf_counter() - self.began
-        answer = {"seconds": seconds, "images": self.size * self.images, **self.about}
-        print(json.dumps(answer), file=self.answers, flush=True)
+        answer(self.answers, self.clock() - self.began, self.size * self.images, self.about)
         self.left = self.size
         go = sys.stdin.readline() == "go\n"
-        self.began = time.perf_counter()
+        self.began = self.clock()
         return go
+
+
+class Budget:
+    """A time to spend on training: `spent`, asked after every step, counts it and says whether to stop."""
+
+    def __init__(self, seconds: float, clock: str = "wall") -> None:
+        self.seconds, self.clock = seconds, CLOCKS[clock]
+        self.times: list[float] = []  # since the beginning, after each step
+        self.begin()
+
+    def begin(self) -> None:
+        """The time runs from now on."""
+        self.began = self.clock()
+
+    def spent(self) -> bool:
+        """Whether the time is over."""
+        self.times.append(self.clock() - self.began)
+        return self.times[-1] >= self.seconds
 
 
 def repeat(work: Callable[[], object], turns: Turns) -> None:
@@ -90,6 +131,12 @@ class Side:
             self.process.kill()
 
 
+def add_turns(parser: argparse.ArgumentParser) -> None:
+    """--rounds and, for the processes of the sides, --side."""
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+
+
 def duel(
     title: str, sides: dict[str, Callable[[argparse.Namespace], None]], parser: argparse.ArgumentParser
 ) -> None:
@@ -97,22 +144,32 @@ def duel(
 
     Adds --rounds, --sides and, for the processes themselves, --side.
     """
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    add_turns(parser)
     parser.add_argument("--sides", default=",".join(sides), help="which sides, comma-separated; default: all")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         sides[args.side](args)
         return
-    print(f"# {title}\n{machine()}\n{versions()}\nload average before: {load()}", flush=True)
-    players = [Side(name) for name in args.sides.split(",")]
-    for _ in range(args.rounds):
+    print(heading(title), flush=True)
+    players = compete(args.sides.split(","), args.rounds)
+    print(f"load average after: {load()}   (this benchmark itself keeps it near {os.cpu_count()})\n")
+    print(table(players), flush=True)
+
+
+def heading(title: str) -> str:
+    """What a benchmark prints first: its title, the machine, versions and the load."""
+    return f"# {title}\n{machine()}\n{versions()}\nload average before: {load()}"
+
+
+def compete(names: list[str], rounds: int) -> list[Side]:
+    """The sides of these names after their turns."""
+    players = [Side(name) for name in names]
+    for _ in range(rounds):
         for player in players:
             player.turn()
     for player in players:
         player.end()
-    print(f"load average after: {load()}   (this benchmark itself keeps it near {os.cpu_count()})\n")
-    print(table(players), flush=True)
+    return players
 
 
 def table(players: list[Side]) -> str:

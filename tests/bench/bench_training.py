@@ -6,12 +6,11 @@ python tests/bench/bench_training.py
 """
 
 import argparse
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench_data import add_data, torchvision_mnist, vision_or_random
 from bench_duel import Turns, duel
+from bench_fit import train
 from bench_networks import add_network, count, diffusers_unet, genkit_config, network
 
 WARM = 3
@@ -23,15 +22,13 @@ def genkit(args: argparse.Namespace, compiled: bool = False) -> None:
 
     from genkit import machine
     from genkit.models.ddpm import build, objective
-    from genkit.train.config import OptimConfig, RunConfig
-    from genkit.train.loop import Hooks, fit
+    from genkit.train.config import OptimConfig
 
     machine.tune_allocator()
     net = network(args)
     source = vision_or_random(args, net.size, net.channels)
     config = genkit_config(net)
     optim = OptimConfig(steps=10**6, batch_size=args.batch, lr=1e-4, grad_clip=1.0, precision=args.precision)
-    run = RunConfig(compile=compiled, save_every=1e9)
     module = build(config, source.info)
     turns = Turns(WARM, args.steps, args.batch)
     precision = machine.resolve_precision(optim.precision, machine.pick_device())
@@ -42,17 +39,7 @@ def genkit(args: argparse.Namespace, compiled: bool = False) -> None:
             torch.cuda.synchronize()
         return not turns.tick()
 
-    with tempfile.TemporaryDirectory() as out:
-        fit(
-            objective(module, config, source.info),
-            source,
-            optim=optim,
-            run=run,
-            out=Path(out),
-            save=lambda model, step: None,
-            settings={},
-            hooks=Hooks(stop=stop),
-        )
+    train(objective(module, config, source.info), source, optim, stop, compiled)
 
 
 def loader(args: argparse.Namespace) -> Iterator:

@@ -4,12 +4,10 @@ python tests/bench/bench_vae.py
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 
 from bench_data import COUNT, add_data, torchvision_mnist, vision_or_random
-from bench_duel import Turns, duel, repeat
-from bench_networks import count
+from bench_duel import Turns, add_clock, duel
+from bench_fit import train_in_turns
 
 WIDTH, CODE = 400, 20
 
@@ -18,30 +16,14 @@ def genkit(args: argparse.Namespace, precision: str = "auto", compiled: bool = F
     """genkit.train.loop.fit, as `genkit train vae --arch mlp` calls it, without pictures and checkpoints."""
     from genkit import machine
     from genkit.models.vae import VaeConfig, build, objective
-    from genkit.train.config import OptimConfig, RunConfig
-    from genkit.train.loop import Hooks, fit
+    from genkit.train.config import OptimConfig
 
     machine.tune_allocator()
     source = vision_or_random(args)
     config = VaeConfig(latent=str(CODE), arch="mlp", width=WIDTH)
     optim = OptimConfig(steps=10**7, batch_size=args.batch, precision=precision)
-    run = RunConfig(compile=compiled, save_every=1e9)
     module = build(config, source.info)
-    steps = args.images // args.batch
-    turns = Turns(steps, steps, args.batch)
-    resolved = machine.resolve_precision(precision, machine.pick_device())
-    turns.about = {"parameters": count(module), "precision": resolved}
-    with tempfile.TemporaryDirectory() as out:
-        fit(
-            objective(module, config, source.info),
-            source,
-            optim=optim,
-            run=run,
-            out=Path(out),
-            save=lambda model, step: None,
-            settings={},
-            hooks=Hooks(stop=lambda: not turns.tick()),
-        )
+    train_in_turns(objective(module, config, source.info), source, optim, args, compiled)
 
 
 def networks():
@@ -55,47 +37,13 @@ def networks():
 
 def pythae(args: argparse.Namespace) -> None:
     """pythae's BaseTrainer on its VAE; a turn is a pass over --images images."""
+    import bench_pythae as peer
     import torch
-    from pythae.data.datasets import BaseDataset
-    from pythae.models import VAE, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseEncoder
-    from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
-    class Encoder(BaseEncoder):
-        """784-400-2x20."""
-
-        def __init__(self) -> None:
-            BaseEncoder.__init__(self)
-            self.layers = networks()[0]
-
-        def forward(self, x):
-            mean, log_var = self.layers(x).chunk(2, dim=1)
-            return ModelOutput(embedding=mean, log_covariance=log_var)
-
-    class Decoder(BaseDecoder):
-        """20-400-784; pythae's loss takes probabilities."""
-
-        def __init__(self) -> None:
-            BaseDecoder.__init__(self)
-            self.layers = networks()[1]
-
-        def forward(self, z):
-            return ModelOutput(reconstruction=self.layers(z).sigmoid().view(-1, 1, 28, 28))
-
+    encoder, decoder = networks()
+    model = peer.model_of("vae", encoder, decoder, (CODE,), (1, 28, 28))
     pixels = vision_or_random(args).uint8(torch.arange(args.images))
-    data = BaseDataset(pixels.float() / 255, torch.zeros(len(pixels)))
-    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=CODE, reconstruction_loss="bce")
-    model = VAE(config, encoder=Encoder(), decoder=Decoder())
-    with tempfile.TemporaryDirectory() as out:
-        training = BaseTrainerConfig(
-            output_dir=out, num_epochs=1, per_device_train_batch_size=args.batch, learning_rate=1e-3
-        )
-        trainer = BaseTrainer(model, train_dataset=data, training_config=training)
-        trainer.prepare_training()
-        turns = Turns(1, 1, args.images)
-        turns.about = {"parameters": count(model), "precision": "fp32"}
-        repeat(lambda: trainer.train_step(1), turns)
+    peer.train_in_turns(model, pixels, args.batch, 1e-3, args.clock)
 
 
 def plain(args: argparse.Namespace) -> None:
@@ -110,7 +58,7 @@ def plain(args: argparse.Namespace) -> None:
     parameters = [*encoder.parameters(), *decoder.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     steps = args.images // args.batch
-    turns = Turns(steps, steps, args.batch)
+    turns = Turns(steps, steps, args.batch, args.clock)
     turns.about = {"parameters": f"{sum(p.numel() for p in parameters):,}", "precision": "fp32"}
     while True:
         for x, _ in DataLoader(data, batch_size=args.batch, shuffle=True, num_workers=args.workers):
@@ -129,6 +77,7 @@ def plain(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser)
+    add_clock(parser)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=COUNT, help="images a turn")
     parser.add_argument("--workers", type=int, default=0, help="processes of the plain loop's DataLoader")
