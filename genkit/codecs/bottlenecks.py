@@ -1,8 +1,9 @@
 """Bottlenecks: what turns an encoder's output into a code, and what that code costs.
 
 A bottleneck is a module with `width_in(channels)`, the channels it wants from the encoder for a code of
-`channels`; `forward(h, noise)`, the `Code`; `has_prior`, whether normal codes decode to new images; and
-`cost`, the name of its penalty in logs, empty where it has none.
+`channels`; `forward(h, noise)`, the `Code`; `has_prior`, whether normal codes decode to new images; `cost`,
+the name of its penalty in logs, empty where it has none; and, where it has no use for noise, `random = False`,
+so that none is drawn for it.
 """
 
 import math
@@ -67,7 +68,7 @@ def gaussian_kl(mean: Tensor, std: Tensor, log_var: Tensor) -> Tensor:
 class IdentityBottleneck(nn.Module):
     """No bottleneck but the code's size: a plain autoencoder."""
 
-    has_prior, cost = False, ""
+    has_prior, cost, random = False, "", False
 
     def width_in(self, channels: int) -> int:
         """Channels wanted from the encoder."""
@@ -88,7 +89,7 @@ class SparseBottleneck(nn.Module):
         ValueError: rho is not inside (0, 1).
     """
 
-    has_prior, cost = False, "sparsity"
+    has_prior, cost, random = False, "sparsity", False
 
     def __init__(self, rho: float) -> None:
         super().__init__()

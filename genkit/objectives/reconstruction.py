@@ -108,7 +108,8 @@ class Reconstruction(Judgeable):
         """Images that went there and back, one posterior sample each, in nats an image."""
         model, x = self.model, self.clean(batch.x)
         seen = self.corrupt(x, noise) if self.corrupt else x
-        code, raw = model(seen, noise=noise.normal(rng.POSTERIOR, model.latent_shape))
+        random = getattr(model.bottleneck, "random", True)
+        code, raw = model(seen, noise=noise.normal(rng.POSTERIOR, model.latent_shape) if random else None)
         recon = self.nats(raw, x) / len(x)
         penalty = code.penalty.mean()
         paid = self.paid(code) if self.free_bits > 0 else penalty
