@@ -2,8 +2,8 @@
 
 A bottleneck is a module with `width_in(channels)`, the channels it wants from the encoder for a code of
 `channels`; `forward(h, noise)`, the `Code`; `has_prior`, whether normal codes decode to new images; `cost`,
-the name of its penalty in logs, empty where it has none; and, where it has no use for noise, `random = False`,
-so that none is drawn for it.
+the name of its penalty in logs, empty where it has none; and, where it has no use for noise,
+`random = False`, so that none is drawn for it.
 """
 
 import math
