@@ -15,7 +15,8 @@ from genkit.evaluate.importance import ImportanceBound, Posterior, importance_bo
 from genkit.evaluate.nll import spread
 from genkit.models import vae
 from genkit.models.load import Loaded
-from genkit.nn.coders import BlackAndWhite
+from genkit.objectives.reconstruction import BINARISE, binarised
+from genkit.train.objective import Noise
 
 from .common import DataConfig, PrecisionConfig, check_shape, open_data
 from .console import Meter, emit, say
@@ -31,9 +32,11 @@ class ImportanceConfig:
     samples: int = arg(
         100, "Posterior samples an image; 1 gives the ELBO (Burda et al. 2016).", min=1, panel="VAE"
     )
-    binarise: bool | None = arg(
+    binarise: str | None = arg(
         None,
-        "Make pixels black or white, cut at half of full brightness; default: as in training.",
+        "Make pixels black or white, by threshold: cut at half of full brightness, or sampled: once for "
+        "every image, the same for all models; default: as in training.",
+        choices=BINARISE,
         panel="VAE",
     )
 
@@ -63,7 +66,7 @@ def evaluate_vae(
     check_shape(source.info.shape, loaded.info.shape, spec)
     if binarise is None:
         binarise = config.binarise
-    if config.recon == "bce" and not binarise:
+    if config.recon == "bce" and binarise == "none":
         say("note: grey pixels are the means of coins here, so this is no probability; see --binarise")
     if config.recon != "bce":
         say("note: this is a density of pixels in [-1, 1], and may be negative")
@@ -93,7 +96,7 @@ def evaluate_vae(
                 limit=wanted.count,
                 seed=wanted.seed,
                 batch_size=run.batch_size,
-                prepare=BlackAndWhite() if binarise else lambda x: x,
+                prepare=lambda x, place: binarised(x, binarise, Noise(0, place)),
                 progress=meter.update,
             )
     finally:
@@ -101,12 +104,13 @@ def evaluate_vae(
     _print(found, source, binarise, wanted.json)
 
 
-def _print(found: ImportanceBound, source: Source, binarise: bool, as_json: bool) -> None:
+def _print(found: ImportanceBound, source: Source, binarise: str, as_json: bool) -> None:
     if as_json:
         values = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in found._asdict().items()}
         emit({"source": source.info.name, "binarised": binarise, **values}, True)
         return
-    emit(f"{'source':<14} {source.info.name}{', binarised' if binarise else ''}  n = {found.n}")
+    pixels = "" if binarise == "none" else f", binarised ({binarise})"
+    emit(f"{'source':<14} {source.info.name}{pixels}  n = {found.n}")
     rows = {
         "recon": found.recon,
         "KL": found.kl,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Streams. Sampler step k draws from STEP + k.
 INITIAL, TIME, EPS, SHIFT, SHUFFLE, FLIP, POSTERIOR, BOOTSTRAP, LABEL, CORRUPT, COMPONENT = range(11)
-CODEBOOK, FAKE, MIX, PRIOR = range(11, 15)
+CODEBOOK, FAKE, MIX, PRIOR, BINARISE = range(11, 16)
 STEP = 1 << 20
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

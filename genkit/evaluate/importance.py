@@ -84,13 +84,14 @@ def importance_bound(
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = 64,
-    prepare: Callable[[Tensor], Tensor] = lambda x: x,
+    prepare: Callable[[Tensor, Tensor], Tensor] = lambda x, place: x,
     progress: Progress | None = None,
 ) -> ImportanceBound:
     """The bound of every image of `source`, or of `limit` spread over it; the same in every process.
 
     log p(x) >= E log 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q(z | x): the ELBO for K = 1, and never looser
-    with more samples (Burda et al. 2016, eq. 8). prepare: done to the images first.
+    with more samples (Burda et al. 2016, eq. 8). prepare: (images, their places in the source) -> the images
+    to be measured.
 
     Raises:
         RunError: the bound is not finite.
@@ -101,9 +102,10 @@ def importance_bound(
     rows = [torch.zeros(0, 4, dtype=torch.float64)]
     done = 0
     for part, batch in zip(parts, source.batches(iter(parts), device)):
-        x = prepare(batch.x)
+        place = part.to(device)
+        x = prepare(batch.x, place)
         posterior = encode(x)
-        likely, ratio = weigh(posterior, log_likelihood, x, part.to(device), samples, seed)
+        likely, ratio = weigh(posterior, log_likelihood, x, place, samples, seed)
         weights = likely.double() + ratio.double()
         bound = math.log(samples) - weights.logsumexp(dim=0)
         effective = 1.0 / weights.softmax(dim=0).square().sum(dim=0)

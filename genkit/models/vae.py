@@ -14,7 +14,7 @@ from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.coders import WIDTHS, BlackAndWhite, coders, halvings
-from ..objectives.reconstruction import RECON, Reconstruction, image_nats
+from ..objectives.reconstruction import BINARISE, RECON, Reconstruction, image_nats
 from ..registry import Entry, register
 from ..train.objective import Objective
 from .judge import JudgeConfig, check_judge, judged
@@ -80,7 +80,13 @@ class VaeConfig(CoderConfig, JudgeConfig):
     free_bits: float = arg(
         0.0, "Nats that each unit may spend at no cost (Kingma et al. 2016).", min=0.0, panel=_LOSS
     )
-    binarise: bool = arg(False, "Make pixels black or white, cut at half of full brightness.", panel=_LOSS)
+    binarise: str = arg(
+        "none",
+        "Make pixels black or white, by threshold: cut at half of full brightness, or sampled: white with "
+        "its brightness as probability, anew every time (the benchmark's binary MNIST).",
+        choices=BINARISE,
+        panel=_LOSS,
+    )
     adversarial: bool = arg(
         False,
         "Add a critic of patches: sharper pictures than likelihood gives (Rombach et al. 2022).",
@@ -148,7 +154,7 @@ def build(config: VaeConfig, info: Info) -> Autoencoder:
     check_judge(config, config.adversarial)
     if config.free_bits > 0 and config.bottleneck != "gaussian":
         raise InputError(f"--free-bits {config.free_bits:g} needs --bottleneck gaussian: no KL, nothing free")
-    return autoencoder("vae", config, info, BOTTLENECKS[config.bottleneck](), config.binarise)
+    return autoencoder("vae", config, info, BOTTLENECKS[config.bottleneck](), config.binarise != "none")
 
 
 def objective(module: nn.Module, config: VaeConfig, info: Info) -> Objective:

@@ -16,6 +16,7 @@ from .corruption import Corruption
 from .judged import Judgeable, Parts
 
 RECON = ("bce", "mse", "gaussian")
+BINARISE = ("none", "threshold", "sampled")
 
 
 def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:
@@ -59,9 +60,17 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return 10.0 * torch.log10(4.0 / mse.clamp(min=4e-10))
 
 
-def binarised(x: Tensor) -> Tensor:
-    """x in [-1, 1] as black and white: 1 where a pixel is brighter than 0.5 of 1, else -1."""
-    return torch.where(x > 0, 1.0, -1.0)
+def binarised(x: Tensor, kind: str, noise: Noise) -> Tensor:
+    """x (B, C, H, W) in [-1, 1] as black and white, -1 and 1, by one of BINARISE.
+
+    "threshold": a pixel is white where it is brighter than half; "sampled": with its brightness as
+    probability (Salakhutdinov & Murray 2008), anew at every position of training. "none": x itself. Test
+    images are sampled by their place alone, which makes of them one fixed set, the same for every model.
+    """
+    if kind == "none":
+        return x
+    cut = 2.0 * noise.uniform(rng.BINARISE, tuple(x.shape[1:])) - 1.0 if kind == "sampled" else 0.0
+    return torch.where(x > cut, 1.0, -1.0)
 
 
 class Reconstruction(Judgeable):
@@ -74,7 +83,7 @@ class Reconstruction(Judgeable):
     free_bits: nats that each unit may spend at no cost, on average over the batch (Kingma et al. 2016,
     eq. 15, with every unit a group of its own).
     corrupt: done to the encoder's input; the clean images are to come back (Vincent et al. 2010).
-    binarise: images are made black and white first.
+    binarise: how images are made black and white first; see `binarised`.
     """
 
     model: Autoencoder
@@ -90,7 +99,7 @@ class Reconstruction(Judgeable):
         warmup: int = 0,
         free_bits: float = 0.0,
         corrupt: Corruption | None = None,
-        binarise: bool = False,
+        binarise: str = "none",
     ) -> None:
         super().__init__()
         self.model, self.recon, self.beta, self.recon_weight = model, recon, beta, recon_weight
@@ -106,7 +115,7 @@ class Reconstruction(Judgeable):
 
     def parts(self, batch: Batch, noise: Noise) -> Parts:
         """Images that went there and back, one posterior sample each, in nats an image."""
-        model, x = self.model, self.clean(batch.x)
+        model, x = self.model, self.clean(batch.x, noise)
         seen = self.corrupt(x, noise) if self.corrupt else x
         random = getattr(model.bottleneck, "random", True)
         code, raw = model(seen, noise=noise.normal(rng.POSTERIOR, model.latent_shape) if random else None)
@@ -131,16 +140,16 @@ class Reconstruction(Judgeable):
         """The loss's numbers at the full beta, and the PSNR in dB of images that went there and back by the
         mean of their codes, and of the corrupted ones where the model restores."""
         logs = self.loss("main", batch, noise).logs
-        x = self.clean(batch.x)
+        x = self.clean(batch.x, noise)
         seen = self.corrupt(x, noise) if self.corrupt else x
         logs["psnr"] = psnr(x, self.model.decode(self.model.encode(seen).z)).mean()
         if self.corrupt:
             logs["psnr_corrupted"] = psnr(x, seen).mean()
         return logs
 
-    def clean(self, x: Tensor) -> Tensor:
+    def clean(self, x: Tensor, noise: Noise) -> Tensor:
         """What is to come back for x: (B, C, H, W)."""
-        return binarised(x) if self.binarise else x
+        return binarised(x, self.binarise, noise)
 
     def weight(self) -> float | Tensor:
         """The weight of the penalty: a function of the optimiser steps done in training, else beta."""

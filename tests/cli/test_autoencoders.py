@@ -181,10 +181,10 @@ def test_refusals(work, capfd, command, message):
 def test_the_bound_of_a_vae(work, capfd):
     """Oracle: -ELBO = recon + KL; the bound of more samples is no looser; the lines of the text."""
     args = ("eval-nll", "digits", "-m", "runs/vae", "-n", "20", *FP32)
-    found = answer(capfd, *args, "--samples", "20", "--binarise")
+    found = answer(capfd, *args, "--samples", "20", "--binarise", "threshold")
     assert found["elbo"]["value"] == pytest.approx(found["recon"]["value"] + found["kl"]["value"])
     assert found["bound"]["value"] < found["elbo"]["value"]
-    assert (found["n"], found["samples"], found["binarised"]) == (20, 20, True)
+    assert (found["n"], found["samples"], found["binarised"]) == (20, 20, "threshold")
     code, out, err = genkit(capfd, *args, "--samples", "2")
     assert code == 0
     assert "see --binarise" in err
@@ -195,15 +195,29 @@ def test_the_bound_of_a_vae(work, capfd):
     assert "no posterior" in refused(capfd, "eval-nll", "digits", "-m", "runs/plain")
 
 
-def test_binarised_training_is_measured_so(work, capfd):
+@pytest.mark.parametrize("kind", ["threshold", "sampled"])
+def test_binarised_training_is_measured_so(work, capfd, kind):
     """Oracle: the same numbers as with --binarise; the test metric's ELBO is the bound of one sample, up to
     that sample's noise."""
-    train = ("train", "vae", "--binarise", "--latent", "2", *TINY_VAE, "--steps", "4", *FP32, "-o", "runs/b")
+    train = (
+        "train",
+        "vae",
+        "--binarise",
+        kind,
+        "--latent",
+        "2",
+        *TINY_VAE,
+        *FP32,
+        "--steps",
+        "4",
+        "-o",
+        f"runs/{kind}",
+    )
     test = answer(capfd, *train)["test"]
-    args = ("eval-nll", "digits:test", "-m", "runs/b", "--samples", "3", "-n", "100000")
+    args = ("eval-nll", "digits:test", "-m", f"runs/{kind}", "--samples", "3", "-n", "100000")
     found = answer(capfd, *args)
-    assert found["binarised"]
-    assert found == answer(capfd, *args, "--binarise")
+    assert found["binarised"] == kind
+    assert found == answer(capfd, *args, "--binarise", kind)
     assert found["kl"]["value"] == pytest.approx(test["kl"], rel=1e-4)
     assert found["elbo"]["value"] == pytest.approx(test["loss"], rel=1e-2)
 

@@ -88,7 +88,7 @@ def test_learned_variance_of_a_class_conditional_model(work, capfd):
     "arguments, message",
     [
         (("-m", "runs/clf"), "serves"),
-        (("-m", "runs/ddpm", "--binarise"), "for a VAE"),
+        (("-m", "runs/ddpm", "--binarise", "threshold"), "for a VAE"),
         (("-m", "runs/vae", "-o", "x.csv"), "a VAE's bound has none"),
         (("-m", "runs/ddpm", "--variance", "learned"), "--loss hybrid"),
         (("-m", "runs/ddpm", "--variance", "zero"), "choose from"),

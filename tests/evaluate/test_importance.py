@@ -109,7 +109,7 @@ def test_batches_and_a_longer_list_change_nothing():
 
 def test_images_are_prepared_first():
     """Oracle: the exact likelihood of the prepared images."""
-    found = bound(prepare=lambda x: x * 0, samples=3)
+    found = bound(prepare=lambda x, place: x * 0, samples=3)
     assert found.bound.value == pytest.approx(exact_nats(torch.zeros(1, 4)).item(), abs=1e-5)
     assert math.isclose(found.bound.error, 0.0, abs_tol=1e-6)
 

@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Normal
 from genkit.data.source import Batch, Info
 from genkit.errors import InputError
 from genkit.models import vae
-from genkit.objectives.reconstruction import bernoulli_nats, gaussian_nats, image_nats, psnr
+from genkit.objectives.reconstruction import bernoulli_nats, binarised, gaussian_nats, image_nats, psnr
 from genkit.train.objective import Noise
 
 INFO = Info("test", "images", (1, 8, 8), 4)
@@ -181,12 +181,23 @@ def test_free_bits_need_units():
 
 def test_binarised_images_are_what_comes_back():
     """Oracle: the same loss as on images that are black and white already."""
-    objective, batch, noise = _setup(binarise=True)
+    objective, batch, noise = _setup(binarise="threshold")
     black_white = Batch(torch.where(batch.x > 0, 1.0, -1.0))
     one, two = (objective.loss("main", b, noise).total for b in (batch, black_white))
     assert torch.equal(one, two)
     other, _, _ = _setup()
     assert not torch.equal(one, other.loss("main", batch, noise).total)
+
+
+def test_sampled_binarisation_has_the_brightness_as_mean():
+    """Oracle: a coin's mean and its standard error; black and white stay; a place decides its coins alone."""
+    x = torch.tensor([-1.0, -0.4, 0.6, 1.0]).view(1, 1, 2, 2).expand(4000, 1, 2, 2)
+    found = binarised(x, "sampled", Noise(0, torch.arange(4000)))
+    assert set(found.unique().tolist()) == {-1.0, 1.0}
+    share = (found > 0).float().mean(dim=0).flatten()
+    torch.testing.assert_close(share, torch.tensor([0.0, 0.3, 0.8, 1.0]), atol=0.03, rtol=0)
+    assert torch.equal(found[7:9], binarised(x[:2], "sampled", Noise(0, torch.tensor([7, 8]))))
+    assert torch.equal(binarised(x, "none", Noise(0, torch.arange(4000))), x)
 
 
 def test_held_out_psnr():
