@@ -4,6 +4,7 @@ runs."""
 import importlib
 import signal
 import sys
+from types import FrameType
 from typing import Any, NamedTuple
 
 import typer
@@ -148,6 +149,11 @@ def genkit(
     """
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C would, also in the background, where shells have SIGINT ignored."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
 
@@ -156,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(code, int) and code:
             raise SystemExit(code)
 
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         return exit_code(work)
     except ClickException as error:  # type: ignore[misc]

@@ -71,6 +71,19 @@ def test_signal_saves_and_exits_130(tmp_path, number):
     assert f"stopped at step {step}" in err
 
 
+def test_sampling_in_the_background_is_terminated(tmp_path, trained):
+    """Oracle: exit 130 and no traceback on SIGTERM, where a shell has made the process ignore SIGINT."""
+    model = trained / "runs/ddpm"
+    command = ("sample", "ddim", "-m", model, "-n", "5000", "--batch-size", "8", *FP32, "-o", "out/")
+    deaf = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = start(*command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, **deaf)
+    assert wait_for(lambda: len(list((tmp_path / "out").glob("0*.png"))) > 8)
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+
+
 def test_sampling_killed_and_rerun(tmp_path, trained):
     """Oracle: the pictures of an undisturbed run."""
     model = trained / "runs/ddpm"
