@@ -118,9 +118,14 @@ def labels_of(loaded: Loaded, config: ConditionConfig, index: Tensor) -> Tensor 
 
 
 def in_turn(label: str | None, classes: tuple[str, ...], index: Tensor) -> Tensor:
-    """(B,) classes of images `index` (B,): those that `label` writes, in turn; all of them for None."""
-    chosen = range(len(classes)) if label is None else parse_labels(label, classes)
-    return torch.tensor(chosen)[index.cpu() % len(chosen)]
+    """(B,) classes of images `index` (B,): those of `chosen`, in turn."""
+    asked = chosen(label, classes)
+    return torch.tensor(asked)[index.cpu() % len(asked)]
+
+
+def chosen(label: str | None, classes: tuple[str, ...]) -> list[int]:
+    """The classes that `label` writes, as numbers; all of them for None."""
+    return list(range(len(classes))) if label is None else parse_labels(label, classes)
 
 
 def denoise_of(
@@ -152,8 +157,15 @@ def denoise_of(
     network: Any = guide.module.to(device)
     log_prob = label_log_prob(network, model.schedule, cond)
     # a model that knows the same classes is told them, too: guidance then sharpens what it knows
-    base = cond if model.classes and loaded.info.classes == guide.info.classes else nothing
+    base = cond if knows(loaded, guide) else nothing
     return classifier(bind(model, base), model.schedule, log_prob, strength(config), interval)
+
+
+def knows(loaded: Loaded, guide: Loaded) -> bool:
+    """Whether the model was trained with the classes that the guide tells apart."""
+    model = loaded.module
+    assert isinstance(model, Denoiser)
+    return bool(model.classes) and loaded.info.classes == guide.info.classes
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,15 +13,9 @@ class Sign(NamedTuple):
     text: str
 
 
-def idle(logs: Mapping[str, float]) -> float:
-    """The share of latent units whose KL is next to nothing; 0 for a model that logs none."""
-    kl, unit = logs.get("kl", 0.0), logs.get("kl_unit", 0.0)
-    return logs["collapsed"] * unit / kl if kl > 0 and "collapsed" in logs else 0.0
-
-
 SIGNS = {
     "posterior": Sign(
-        lambda logs: idle(logs) > 0.9,
+        lambda logs: logs.get("idle", 0.0) > 0.9,
         "more than nine in ten latent units carry nothing of the image; try --kl-warmup 2000, "
         "--free-bits 0.1, a lower --beta or a smaller --latent",
     ),
@@ -29,7 +23,7 @@ SIGNS = {
         # a classifier logs an accuracy as well, and may well be right
         lambda logs: "critic" in logs and logs.get("accuracy", 0.0) > 0.95,
         "the critic is right more than 95 times in 100, so it has little left to teach; try a larger --r1, a "
-        "lower --critic-lr, --spectral-norm, or for vqgan and vae a later --disc-start",
+        "lower --critic-lr, or --spectral-norm; for vqgan and vae a later --disc-start, a lower --disc-width",
     ),
     "codebook": Sign(
         lambda logs: logs.get("live", 1.0) < 0.5,

@@ -45,7 +45,8 @@ class InpaintConfig:
     mask: Path | None = arg(
         None,
         "Black and white PNG of the images' size; WHITE is filled in, black is kept. Or a folder/ of one an "
-        "image: of its file name, or, where no names agree, in order. Needed.",
+        "image: of its file name, or, where no names agree, in order; "
+        "a folder/ of results goes on only with the same masks. Needed.",
     )
     model: Path | None = arg(None, "Run folder or checkpoint; default: the newest run that fits.", short="-m")
     out: str = arg("inpaint.png", "dir/ of PNGs, x.png grid, x.safetensors, or - for a stream.", short="-o")

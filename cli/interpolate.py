@@ -19,7 +19,7 @@ from genkit.io.checkpoint import command_line
 from genkit.io.images import tile
 from genkit.io.latents import load_latents
 from genkit.models.load import Loaded
-from genkit.models.prior import own_codes
+from genkit.models.prior import Parts, own_codes
 from genkit.models.sampling import initial_noise, prepare, sampling_times
 
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
@@ -113,10 +113,24 @@ def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None,
     """
     if config.label is None:
         return None, None
-    found = parse_labels(config.label, classes_of(loaded, ConditionConfig(label=config.label)))
+    if parted(loaded):
+        if not (config.a.isdecimal() and config.b.isdecimal()):
+            raise InputError(
+                f"--label {config.label} says which part of its prior this model draws seeds from; "
+                "an image has a code of its own"
+            )
+        known = loaded.info.classes
+    else:
+        known = classes_of(loaded, ConditionConfig(label=config.label))
+    found = parse_labels(config.label, known)
     if len(found) > 2:
         raise InputError(f"--label {config.label} names {len(found)} classes; give one, or one for each end")
     return found[0], found[-1]
+
+
+def parted(loaded: Loaded) -> bool:
+    """Whether the classes of a codec have parts of its prior (`train aae --class-conditional`)."""
+    return not isinstance(loaded.module, Denoiser) and getattr(loaded.config, "class_conditional", False)
 
 
 @torch.inference_mode()
@@ -137,7 +151,7 @@ class Space:
     def __init__(
         self,
         of_images: Callable[[Tensor, int | None], Tensor],
-        of_seed: Callable[[int, Tensor], Tensor],
+        of_seed: Callable[[int, Tensor, int | None], Tensor],
         kinds: tuple[str, ...],
         shape: tuple[int, ...],
         show: Callable[[Tensor, Tensor | None], Tensor],
@@ -166,8 +180,13 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
         with machine.autocast(device, precision):
             return module.decode(z)
 
-    def of_seed(seed: int, index: Tensor) -> Tensor:
-        return own_codes(module, seed, index)
+    def of_seed(seed: int, index: Tensor, label: int | None) -> Tensor:
+        if not parted(loaded):
+            return own_codes(module, seed, index)
+        classes = len(loaded.info.classes)
+        # without --label the codes of `sample prior`, which draws the classes in turn
+        told = index % classes if label is None else torch.full_like(index, label)
+        return own_codes(module, seed, index, Parts(told, classes))
 
     return Space(of_images, of_seed, ("latents",), module.latent_shape, show)
 
@@ -191,7 +210,7 @@ def diffusion_space(
     def show(x: Tensor, cond: Tensor | None) -> Tensor:
         return to_picture(last(ddim(bind(model, cond), model.schedule, x, falling)).x)
 
-    def of_seed(seed: int, index: Tensor) -> Tensor:
+    def of_seed(seed: int, index: Tensor, label: int | None) -> Tensor:
         return initial_noise(model.schedule, seed, index, loaded.info.shape, falling)
 
     return Space(of_images, of_seed, ("noise", "latents"), loaded.info.shape, show)
@@ -220,7 +239,7 @@ def end_point(
         InputError: when it is none of them, or belongs to another model.
     """
     if text.isdecimal():
-        return End(space.of_seed(int(text), torch.tensor([row], device=device)), label)
+        return End(space.of_seed(int(text), torch.tensor([row], device=device), label), label)
     if Path(text).suffix == ".safetensors":
         return _of_file(text, row, loaded, space, device, label)
     if not Path(text).exists():

@@ -20,7 +20,7 @@ from genkit.models.load import Loaded
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
 from .common import MachineConfig, clips, load
-from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
+from .conditions import ConditionConfig, denoise_of, knows, labels_of, load_guide, strength
 from .console import say
 from .films import StepsOf, TrajectoryConfig, animate, trajectory
 from .methods import METHODS, SamplerConfig, settled
@@ -102,12 +102,13 @@ def _asked(condition: ConditionConfig, loaded: Loaded, labels: Tensor | None) ->
     """What a folder must share with new pictures of the condition; nothing for a model without classes."""
     if labels is None:
         return {}
-    guide = condition.classifier and load_guide(condition.classifier, loaded).checkpoint.sha256
+    guide = condition.classifier and load_guide(condition.classifier, loaded)
     return {
         "label": condition.label,
         "guidance": strength(condition),
         "guidance_interval": list(condition.guidance_interval),
-        "classifier": guide,
+        "classifier": guide.checkpoint.sha256 if guide else None,
+        "guided": "model of its classes" if guide and knows(loaded, guide) else None,
     }
 
 

@@ -14,7 +14,7 @@ from genkit.models.load import Loaded
 from genkit.models.prior import Parts, Prior, draw_prior, prior_of
 
 from .common import PrecisionConfig, load
-from .conditions import in_turn
+from .conditions import chosen, in_turn
 from .console import say
 from .options import make
 from .outputs import parse_out
@@ -60,7 +60,7 @@ def _sample(sample: SampleConfig, asked: PriorConfig, run: PrecisionConfig) -> N
         "precision": precision,
         "model": loaded.checkpoint.sha256,
         "prior": prior.sha256 if prior is not None else None,
-        **({"label": asked.label or "all"} if labels is not None else {}),
+        **({"label": chosen(asked.label, loaded.info.classes)} if labels is not None else {}),
     }
     draw = drawer(loaded, prior, labels, sample.seed, device, precision)
     dist.start(device)

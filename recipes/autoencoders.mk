@@ -1,4 +1,4 @@
-# Five autoencoders at one compression, 49 numbers or 49 tokens of 512 codes an image: what comes back, in dB and to a
+# Five autoencoders of 49 numbers or 49 tokens of 512 codes an image: what comes back, in dB and to a
 # classifier's eye (reconstruction FID). Ends with OUT/table.csv and a picture of each, OUT/MODEL/grid.png.
 # Usage: make -f recipes/autoencoders.mk                       MNIST, 1,500 steps each
 #        make -f recipes/autoencoders.mk DATA=digits SIZE=16 NUMBERS=1x4x4 TOKENS=16x4x4 STEPS=500 DIR=small
@@ -16,6 +16,8 @@ R := $(DIR)/runs
 O := $(DIR)/out
 MODELS := ae vae aae vqvae vqgan
 IMAGES := --data $(DATA) --size $(SIZE)
+# another's classifier is taken as it is
+READY := $(if $(filter $(R)/clf,$(CLF)),$(R)/clf/done,$(CLF)/model.safetensors)
 
 $(O)/table.csv: $(MODELS:%=$(O)/%.fid) $(MODELS:%=$(O)/%.psnr)
 	@echo "model,psnr,fid" > $@
@@ -27,17 +29,19 @@ $(O)/table.csv: $(MODELS:%=$(O)/%.fid) $(MODELS:%=$(O)/%.psnr)
 $(O)/%.psnr: $(R)/%/done
 	@mkdir -p $(O)
 	$(GENKIT) reconstruct $(TEST) --size $(SIZE) -n 0 -m $(R)/$* -o $(O)/$*/ --json > $@
-$(O)/%.fid: $(O)/%.psnr $(CLF)/model.safetensors
+$(O)/%.fid: $(O)/%.psnr $(READY)
 	$(GENKIT) eval-fid $(O)/$*/ $(TEST) --size $(SIZE) --features $(CLF) --json > $@
 
-$(R)/clf/model.safetensors:
-	$(GENKIT) train classifier $(IMAGES) -o $(R)/clf
+$(R)/clf/done:
+	$(GENKIT) train classifier $(IMAGES) -o $(R)/clf && touch $@
+$(CLF)/model.safetensors:
+	@echo "no classifier at $(CLF); train one: genkit train classifier $(IMAGES) -o $(CLF)" >&2; exit 2
 $(R)/ae/done $(R)/vae/done $(R)/aae/done: $(R)/%/done:
 	$(GENKIT) train $* $(IMAGES) --latent $(NUMBERS) --steps $(STEPS) --warmup 100 -o $(@D) && touch $@
 $(R)/vqvae/done:
 	$(GENKIT) train vqvae $(IMAGES) --latent $(TOKENS) --blocks 0 --steps $(STEPS) -o $(@D) && touch $@
 # the classifier's eye is what the VQGAN is trained to please, too: compare by another one to be strict
-$(R)/vqgan/done: $(CLF)/model.safetensors
+$(R)/vqgan/done: $(READY)
 	$(GENKIT) train vqgan $(IMAGES) --latent $(TOKENS) --blocks 0 --disc-start $(START) --perceptual $(CLF) --steps $(STEPS) -o $(@D) && touch $@
 
 # a run folder holds a checkpoint long before training ends: `done` is made when it has

@@ -20,7 +20,7 @@ $(O)/prior.png: $(R)/vae/done
 $(O)/ddim/grid.png: $(R)/ddpm/done
 	genkit sample ddim -m $(R)/ddpm -n 512 --steps 50 -o $(O)/ddim/
 $(O)/interpolation.png: $(R)/ddpm/done
-	genkit interpolate 1 2 -m $(R)/ddpm -n 10 --rows 4 -o $@
+	genkit interpolate 1 2 --label 2,7 -m $(R)/ddpm -n 10 --rows 4 -o $@
 $(O)/fid.json: $(O)/ddim/grid.png $(R)/clf/done
 	genkit eval-fid $(O)/ddim/ digits --size $(SIZE) --features $(R)/clf --json > $@
 	@cat $@ >&2

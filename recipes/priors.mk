@@ -18,6 +18,8 @@ R := $(DIR)/runs
 O := $(DIR)/out
 NAMES := vae vae-gmm ae-gmm aae gan
 IMAGES := --data $(DATA) --size $(SIZE)
+# another's classifier is taken as it is
+READY := $(if $(filter $(R)/clf,$(CLF)),$(R)/clf/done,$(CLF)/model.safetensors)
 DRAW = $(GENKIT) sample prior -n $(N) --seed $(SEED) -o $(@D)/
 
 $(O)/table.csv: $(NAMES:%=$(O)/%.fid)
@@ -25,7 +27,7 @@ $(O)/table.csv: $(NAMES:%=$(O)/%.fid)
 	@for m in $(NAMES); do f=$$(sed -n 's/.*"fid": \([0-9.e-]*\).*/\1/p' $(O)/$$m.fid); echo "$$m,$$f" >> $@; done
 	@cat $@ >&2
 
-$(O)/%.fid: $(O)/%/grid.png $(CLF)/model.safetensors
+$(O)/%.fid: $(O)/%/grid.png $(READY)
 	$(GENKIT) eval-fid $(O)/$*/ $(TEST) --size $(SIZE) --features $(CLF) --json > $@
 
 $(O)/vae/grid.png: $(R)/vae/done
@@ -39,8 +41,10 @@ $(O)/%-gmm/grid.png: $(R)/%/gmm.safetensors
 $(R)/%/gmm.safetensors: $(R)/%/done
 	$(GENKIT) fit-prior $(R)/$* --kind gmm --components $(K) -o $@
 
-$(R)/clf/model.safetensors:
-	$(GENKIT) train classifier $(IMAGES) -o $(R)/clf
+$(R)/clf/done:
+	$(GENKIT) train classifier $(IMAGES) -o $(R)/clf && touch $@
+$(CLF)/model.safetensors:
+	@echo "no classifier at $(CLF); train one: genkit train classifier $(IMAGES) -o $(CLF)" >&2; exit 2
 $(R)/ae/done $(R)/vae/done $(R)/aae/done: $(R)/%/done:
 	$(GENKIT) train $* $(IMAGES) --latent $(LATENT) --steps $(STEPS) -o $(@D) && touch $@
 $(R)/gan/done:

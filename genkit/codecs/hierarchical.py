@@ -147,7 +147,9 @@ def usage(walk: Walk) -> Mapping[str, Tensor]:
     for q in walk.q:
         signal, spread = q.mean.var(dim=0), q.std.square().mean(dim=0)
         idle.append((signal < INACTIVE * (signal + spread)).sum())
-    return {"collapsed": torch.stack(idle).sum().float()}
+    units = sum(q.mean[0].numel() for q in walk.q)
+    collapsed = torch.stack(idle).sum().float()
+    return {"collapsed": collapsed, "idle": collapsed / units}
 
 
 class HierarchicalAutoencoder(nn.Module):

@@ -28,7 +28,13 @@ class JudgeConfig:
         "Distance of what a network sees: a classifier's run folder, lpips (downloads weights), or none.",
         panel=_LOSS,
     )
-    perceptual_weight: float = arg(1.0, "Weight of that distance.", min=0.0, panel=_LOSS)
+    perceptual_weight: float = arg(
+        1.0,
+        "Weight of that distance over the pixels' error: over a mean for vqgan, over each number of the "
+        "image for vae, whose error is a sum.",
+        min=0.0,
+        panel=_LOSS,
+    )
     disc_start: int = arg(1000, "First step of the critic and of its opinion.", min=0, panel=_CRITIC)
     disc_weight: float = arg(
         0.8, "Weight of the critic's opinion, over the adaptive one.", min=0.0, panel=_CRITIC

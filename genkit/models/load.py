@@ -37,7 +37,9 @@ def load_model(path: Path, verb: str | None = None) -> Loaded:
         )
     try:
         info = info_from_json(checkpoint.data)
-        config: Any = from_dict(entry.config, checkpoint.config["model"])
+        config: Any = from_dict(entry.config, _in_todays_words(checkpoint.config["model"]))
+    except InputError as error:
+        raise InputError(f"{checkpoint.path}: its settings are not of this version ({error})") from None
     except (TypeError, KeyError) as error:
         raise InputError(f"{checkpoint.path} lacks what is needed to rebuild its model ({error})") from None
     module = entry.build(config, info)
@@ -47,3 +49,10 @@ def load_model(path: Path, verb: str | None = None) -> Loaded:
         line = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint.path}: weights and configuration disagree ({line})") from None
     return Loaded(module.eval(), entry, config, info, checkpoint)
+
+
+def _in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a model, also those that an earlier version wrote otherwise."""
+    if isinstance(config.get("binarise"), bool):  # there was one way to do it
+        return {**config, "binarise": "threshold" if config["binarise"] else "none"}
+    return config

@@ -90,6 +90,13 @@ class Judged(Objective):
 
     def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
         """The loss of the autoencoder or of the critic; logs its terms and those of `inner`."""
+        if self.critic is not None:
+            return self._of_two(phase, batch, noise)
+        parts = self.inner.parts(batch, noise)
+        return _summed(parts, self.distance(parts))
+
+    @torch.compiler.disable  # a compiled graph has no gradients by its own tensors, of which lambda is made
+    def _of_two(self, phase: str, batch: Batch, noise: Noise) -> Loss:
         if phase == "critic":
             return self._critic(batch, noise)
         parts = self.inner.parts(batch, noise)
@@ -114,7 +121,6 @@ class Judged(Objective):
             self._playing = self._count >= self.start
         return self._playing
 
-    @torch.compiler.disable
     def _against_critic(self, parts: Parts, distance: Tensor | None) -> Loss:
         """The loss with the critic's opinion; takes note of what lambda is to be made of.
 
@@ -149,11 +155,12 @@ class Judged(Objective):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """The numbers of `inner`, and the perceptual distance where there is one."""
+        """The numbers of `inner`, and the perceptual distance where there is one, as part of `loss` too."""
         logs = self.inner.evaluate(batch, noise)
+        if self.perceptual is None:
+            return logs
         parts = self.inner.parts(batch, noise)
-        distance = self.distance(parts)
-        return logs if distance is None else {**logs, **_summed(parts, distance).logs}
+        return {**logs, **_summed(parts, self.distance(parts)).logs}
 
     @torch.no_grad()
     def stepped(self) -> None:

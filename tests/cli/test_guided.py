@@ -8,6 +8,7 @@ import torch
 from cli_tools import genkit
 from genkit_cli.conditions import parse_labels
 from genkit_cli.sample_output import columns
+from PIL import Image
 
 from genkit.errors import InputError
 from genkit.io.images import read_about
@@ -120,6 +121,31 @@ def test_a_classifier_sharpens_a_model_of_its_classes(work, capfd):
     )
     assert torch.equal(plain, zero)
     assert not torch.allclose(plain, much, atol=1e-3)
+
+
+def test_a_classifier_of_other_classes_guides_the_null_class(work, capfd):
+    """Oracle: at scale 0 the unconditional model, which classifier-free guidance 0 is."""
+    train = (
+        "train",
+        "classifier",
+        "--data",
+        "pictures",
+        "--width",
+        "8",
+        "--steps",
+        "1",
+        "--noise-conditioned",
+    )
+    for name in ("cat", "dog"):
+        (work / "pictures" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 90).save(work / "pictures" / name / "0.png")
+    assert genkit(capfd, *train, "--noise-conditioned", "--device", "cpu", "-o", "runs/pets")[0] == 0
+    common = ("sample", "ddim", "-m", "runs/cond", "-n", "2", "--steps", "3", "--guidance", "0")
+    assert genkit(capfd, *common, "-o", "null.safetensors")[0] == 0
+    guide = ("--classifier", "runs/pets", "--label", "dog")
+    assert genkit(capfd, *common, *guide, "-o", "pets.safetensors")[0] == 0
+    null, pets = (load_latents(work / f"{name}.safetensors", ("images",)).z for name in ("null", "pets"))
+    assert torch.equal(null, pets)
 
 
 def test_folder_tells_classes(work, capfd):

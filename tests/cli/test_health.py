@@ -30,8 +30,7 @@ def test_a_codebook_out_of_use():
 
 def test_a_collapsed_posterior():
     """Oracle: 19 of 20 units idle are too many, 10 are not; a model without units is silent."""
-    (line,) = Health().check(LONG, {"kl": 2.0, "kl_unit": 0.1, "collapsed": 19.0})
+    (line,) = Health().check(LONG, {"kl": 2.0, "idle": 0.95})
     assert "--free-bits" in line
-    assert Health().check(LONG, {"kl": 2.0, "kl_unit": 0.1, "collapsed": 10.0}) == []
-    assert Health().check(LONG, {"kl": 0.0, "kl_unit": 0.0, "collapsed": 20.0}) == []
+    assert Health().check(LONG, {"kl": 2.0, "idle": 0.5}) == []
     assert Health().check(LONG, {"kl": 2.0}) == []

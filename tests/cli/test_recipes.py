@@ -115,6 +115,13 @@ def test_tables_of_models(work, capfd, name, settings, verbs, result):
     assert (work / result).exists()
 
 
+def test_readme_names_every_recipe():
+    """Oracle: the folder itself."""
+    text = (RECIPES.parent / "README.md").read_text()
+    assert [p.stem for p in RECIPES.glob("*.toml") if f"`{p.stem}`" not in text] == []
+    assert [p.name for p in RECIPES.glob("*.mk") if p.name not in text] == []
+
+
 def test_unknown_recipe(capfd):
     """Oracle: the closest name."""
     code, _, err = genkit(capfd, "train", "ddpm", "--recipe", "digit-ddpm")

@@ -96,7 +96,7 @@ def test_a_folder_and_its_grid_know_the_classes(here, capfd):
         assert grid.width / grid.height == pytest.approx(5, rel=0.05)
     code, _, err = genkit(capfd, *common, "-n", "20", "--label", "3", "-o", "out/")
     assert code == 2
-    assert "label: all -> 3" in err
+    assert "8, 9] -> [3]" in err
 
 
 def test_the_preview_shows_the_classes_in_turn(here):
@@ -131,3 +131,21 @@ def test_refusals(here, capfd, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert not (here / "x.png").exists()
+
+
+def test_interpolation_starts_where_sampling_does(here, capfd):
+    """Oracle: frame 0 of row i is image i of `sample prior` with that seed, also of a class asked for; images
+    have codes of their own."""
+    model = ("-m", "runs/mix", *FP32, "--fresh")
+    for more in ((), ("--label", "7")):
+        way = ("interpolate", "3", "4", *model, "-n", "2", "--rows", "3", *more, "-o", "way/")
+        for command in (way, ("sample", "prior", *model, "-n", "3", "--seed", "3", *more, "-o", "s/")):
+            code, _, err = genkit(capfd, *command)
+            assert code == 0, err
+        for i in range(3):
+            with Image.open(f"way/{2 * i:06d}.png") as a, Image.open(f"s/{i:06d}.png") as b:
+                assert a.tobytes() == b.tobytes()
+    picture = ("interpolate", "s/000000.png", "s/000001.png", "-m", "runs/mix", "--label", "7")
+    code, _, err = genkit(capfd, *picture)
+    assert code == 2
+    assert "an image has a code of its own" in err

@@ -44,6 +44,7 @@ def test_collapsed_counts_units_at_the_prior():
     mean[:, 1] = 0.0
     code = GaussianBottleneck()(torch.cat([mean, torch.zeros_like(mean)], dim=1))
     assert code.logs["collapsed"] == 4
+    assert code.logs["idle"] == 4 / code.z[0].numel()
 
 
 def test_overflow_is_finite():

@@ -83,7 +83,7 @@ def test_logs_hold_every_level():
     objective = hvae.objective(hvae.build(config, SMALL), config, SMALL)
     batch = Batch(torch.rand(4, 1, 8, 8) * 2 - 1)
     logs = objective.loss("main", batch, Noise(0, torch.arange(4))).logs
-    assert {"loss", "recon", "kl", "kl_1", "kl_2", "kl_3", "collapsed"} <= set(logs)
+    assert {"loss", "recon", "kl", "kl_1", "kl_2", "kl_3", "collapsed", "idle"} <= set(logs)
     torch.testing.assert_close(logs["kl_1"] + logs["kl_2"] + logs["kl_3"], logs["kl"])
     torch.testing.assert_close(logs["loss"], logs["recon"] + logs["kl"])
 

@@ -6,7 +6,9 @@ import torch
 from genkit.config import from_dict, to_dict
 from genkit.data.source import Batch, Info
 from genkit.errors import InputError
+from genkit.io.checkpoint import save_checkpoint
 from genkit.models import vae
+from genkit.models.load import load_model
 from genkit.train.objective import Noise
 
 MNIST = Info("mnist", "images", (1, 28, 28), 60000)
@@ -100,3 +102,16 @@ def test_learns_two_pictures(settings):
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
     assert losses[-1] > 0.69  # ln 2: the -ELBO of a uniform choice of two pictures cannot be less on average
+
+
+@pytest.mark.parametrize("before, now", [(True, "threshold"), (False, "none")])
+def test_a_checkpoint_from_before_binarise_had_kinds(tmp_path, before, now):
+    """Oracle: the option was a flag once, and files written then are read as what they meant."""
+    config = vae.VaeConfig(arch="mlp", latent="2", width=4, binarise=now)
+    module = vae.build(config, MNIST)
+    old = {"model": {**to_dict(config), "binarise": before}}
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, module.state_dict(), model="vae", config=old, data=MNIST._asdict(), step=1)
+    loaded = load_model(path)
+    assert loaded.config.binarise == now
+    torch.testing.assert_close(loaded.module.state_dict(), module.state_dict())

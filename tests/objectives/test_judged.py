@@ -119,6 +119,24 @@ def test_the_gradient_is_that_of_the_weighted_sum(kind):
     assert all(p.grad is None for p in objective.critic.parameters())
 
 
+@pytest.mark.parametrize("kind", ["vqgan", "vae"])
+def test_a_compiled_game_is_the_same_game(kind):
+    """Oracle: two steps of both phases without a compiler."""
+    found = []
+    for compiled in (False, True):
+        objective, x = playing(kind)
+        call = torch.compile(objective, backend="aot_eager") if compiled else objective
+        totals = []
+        for step in range(2):
+            for phase in ("main", "critic"):
+                loss = call(phase, Batch(x), noise(step=step))
+                loss.total.backward()
+                totals.append(loss.total.item())
+            objective.stepped()
+        found.append(totals)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_accumulation_does_not_change_the_adaptive_weight():
     """Oracle: the whole batch; a mean of norms would differ from the norm of the mean."""
     (whole, x), (split, _) = playing(), playing()

@@ -72,7 +72,7 @@ def test_loss_is_recon_plus_beta_kl(recon):
     torch.testing.assert_close(loss.logs["recon"], recon_nats.detach())
     torch.testing.assert_close(loss.logs["kl"], code.penalty.mean().detach())
     torch.testing.assert_close(loss.total, recon_nats + 0.5 * code.penalty.mean())
-    assert set(loss.logs) == {"loss", "recon", "kl", "kl_unit", "collapsed"}
+    assert set(loss.logs) == {"loss", "recon", "kl", "kl_unit", "collapsed", "idle"}
     assert not any(value.requires_grad for value in loss.logs.values())
 
 
