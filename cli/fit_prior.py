@@ -73,6 +73,11 @@ def _fit(config: FitPriorConfig, data: DataConfig, run: PrecisionConfig) -> None
         raise InputError(
             f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, whose codes are not normal"
         )
+    if "sample prior" not in loaded.entry.verbs:
+        raise InputError(
+            f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, which `sample prior` does not draw "
+            "from; train a diffusion model on its latents instead: genkit encode, then genkit train ddpm"
+        )
     units = math.prod(module.latent_shape)
     if units > MOST:
         raise InputError(

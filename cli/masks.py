@@ -58,15 +58,15 @@ def match(path: Path, masks: list[str], source: Source, n: int) -> dict[int, str
                 f"--mask {path} holds {len(masks)} masks, none of an image's name, for {n} images; name them "
                 "as the images are, or give one for each"
             )
-        if source.names is not None:
-            say(f"note: the masks of {path} have other names than the images and are taken in order")
+        why = "images have no names" if source.names is None else "masks have other names than the images"
+        say(f"note: the {why}, and the masks of {path} are taken in order")
         return dict(enumerate(masks))
     lacking = next((k for k in range(n) if k not in found), None)
     if lacking is not None:
         assert source.names is not None
         raise InputError(
-            f"{source.names[lacking]} of {source.info.name} has no mask of its name in --mask {path}, where "
-            f"{len(found)} other images have theirs; add it"
+            f"{source.names[lacking]} of {source.info.name} has no mask of its name in --mask {path}, which "
+            f"has {len(found)} of the others; add it"
         )
     if len(found) < len(masks):
         say(f"note: {len(masks) - len(found)} masks of {path} are of no image and are left out")

@@ -167,18 +167,15 @@ def _curves(config: CurvesConfig) -> None:
     keys = [key for key in config.key.split(",") if key]
     if not keys:
         raise InputError("--key is empty; it names a number of the log, such as loss")
-    panels = {key: [curves.series_of(n, rows, key) for n, rows in zip(names, logs)] for key in keys}
-    for key, lines in panels.items():
-        for run, rows, line in zip(config.runs, logs, lines):
-            if not line.x:
-                raise InputError(f"{run} has no {key!r} in its log; --key {', '.join(curves.keys_of(rows))}")
+    drawn = {key: _having(key, [*zip(config.runs, names, logs)]) for key in keys}
+    panels = {key: list(lines.values()) for key, lines in drawn.items()}
     axes = _logarithmic(config.log, config.log_x, [line for lines in panels.values() for line in lines])
     numbers = {
         "runs": [
             {"run": run, "key": key, "points": len(line.x), "step": line.x[-1], "last": line.y[-1]}
             | {"smoothed": curves.smoothed(line, config.smooth)[-1], "least": min(line.y)}
-            for key, lines in panels.items()
-            for run, line in zip(config.runs, lines)
+            for key, lines in drawn.items()
+            for run, line in lines.items()
         ]
     }
     about = {"plot": "curves", "runs": list(config.runs), "keys": keys, "smooth": config.smooth}
@@ -190,6 +187,23 @@ def _curves(config: CurvesConfig) -> None:
         numbers,
         config.json,
     )
+
+
+def _having(key: str, runs: list[tuple[str, str, list[dict[str, Any]]]]) -> dict[str, curves.Series]:
+    """The curves of number `key` of those of (run, name, log) that log it.
+
+    Raises:
+        InputError: none does.
+    """
+    lines = {run: curves.series_of(name, rows, key) for run, name, rows in runs}
+    found = {run: line for run, line in lines.items() if line.x}
+    if not found:
+        run, _, rows = runs[0]
+        known = ", ".join(curves.keys_of(rows))
+        raise InputError(f"{run} has no {key!r} in its log; choose --key from {known}")
+    for run in lines.keys() - found.keys():
+        say(f"note: {run} logs no {key!r} and is not among its curves")
+    return found
 
 
 def _logarithmic(y: bool, x: bool, lines: list[curves.Series]) -> tuple[str, ...]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from genkit import machine
-from genkit import noise as rng
+from genkit.codecs.priors import PriorBottleneck
 from genkit.config import REQUIRED, arg
 from genkit.errors import InputError, RunError
 from genkit.evaluate.nll import spread
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
+from genkit.models.prior import own_codes
 from genkit.plots import codes, latents
 
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
@@ -125,7 +126,8 @@ def _panel(
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
             raise ValueError(f"has labels outside its {len(classes)} classes; encode it again")
         accuracy = latents.knn_accuracy(z, labels)
-        title += f"\n{latents.NEIGHBOURS}-NN accuracy {100 * accuracy:.1f} %" if accuracy is not None else ""
+        if accuracy is not None:
+            title += f"\n{latents.NEIGHBOURS}-NN accuracy of the whole codes {100 * accuracy:.1f} %"
     points, axes = latents.project(z, config.method, config.seed)
     pictures = None
     if config.thumbnails is not None:
@@ -179,20 +181,32 @@ def _manifold(config: ManifoldConfig, run: PrecisionConfig) -> None:
     path = form_of(config.out)
     loaded = load(config.model, "decode")
     shape, name = _shape(loaded), loaded.checkpoint.path
-    z = about_file(name, lambda: codes.plane_codes(shape, config.count))
-    if not _has_prior(loaded):
-        say(f"note: the codes of {name} have no normal prior; the plane may lie beside them")
+    values, unit = _sides(loaded, config.count)
+    z = about_file(name, lambda: codes.plane_codes(shape, torch.tensor(values)))
     images = _decoder(loaded, run)(z)
-    values = codes.quantiles(config.count).tolist()
     about = {"plot": "manifold", "model": loaded.checkpoint.sha256, "count": config.count}
     finish(
         path,
-        lambda figure: codes.draw_plane(figure, images, config.count),
+        lambda figure: codes.draw_plane(figure, images, values, unit),
         codes.sheet_size(config.count, config.count, images.shape[1:]),
         about,
         {"model": str(name), "values": values},
         config.json,
     )
+
+
+def _sides(loaded: Loaded, n: int) -> tuple[list[float], str]:
+    """(n values for the sides of the plane, what they are in): as far as the model's own prior reaches where
+    it is a shape in the plane, else the quantiles of a standard normal."""
+    bottleneck = getattr(loaded.module, "bottleneck", None)
+    if isinstance(bottleneck, PriorBottleneck) and bottleneck.prior.units is not None:
+        far = float(bottleneck.draw(0, torch.arange(2000), _shape(loaded)).abs().max())
+        return torch.linspace(-far, far, n).tolist(), "in the plane of the prior"
+    if not _has_prior(loaded):
+        say(
+            f"note: the codes of {loaded.checkpoint.path} have no normal prior; the plane may lie beside them"
+        )
+    return codes.quantiles(n).tolist(), "standard deviations of the prior"
 
 
 def _shape(loaded: Loaded) -> tuple[int, int, int]:
@@ -244,7 +258,7 @@ def _start(config: TraversalConfig, data: DataConfig, loaded: Loaded, run: Preci
     if config.source is None:
         if not _has_prior(loaded):
             raise InputError(f"{loaded.checkpoint.path} has no prior to draw a code from; give images")
-        return rng.normal(config.seed, rng.INITIAL, torch.tensor([config.index]), _shape(loaded))[0]
+        return own_codes(module, config.seed, torch.tensor([config.index]))[0]
     source = open_data(config.source, data, loaded)
     if source.info.kind != "images":
         raise InputError(f"{config.source} holds {source.info.kind}; a traversal starts at an image")

@@ -132,6 +132,12 @@ def _run(
         _describe(name, info, module, steps, out, optim, device)
         if done:
             say(f"continuing from step {done}")
+        for phase in objective.phases():
+            if phase.start >= steps:
+                say(
+                    f"warning: the {phase.name} starts at step {phase.start} and this run ends at {steps}, "
+                    "without it; give a lower --disc-start"
+                )
     interrupt = Interrupt()
     with Meter(f"train {name}", steps, start=done) as meter, interrupt.watched():
         log = Log(out, meter, run.tensorboard)

@@ -17,8 +17,8 @@ def quantiles(n: int) -> Tensor:
     return torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
 
 
-def plane_codes(latent_shape: Sequence[int], n: int) -> Tensor:
-    """(n * n, C, 1, 1) codes whose first two units run over the quantiles, the others 0; the first unit
+def plane_codes(latent_shape: Sequence[int], values: Tensor) -> Tensor:
+    """(n * n, C, 1, 1) codes whose first two units run over the values (n,), the others 0; the first unit
     rises from left to right, the second from bottom to top, pictures in reading order.
 
     Raises:
@@ -27,7 +27,7 @@ def plane_codes(latent_shape: Sequence[int], n: int) -> Tensor:
     c, h, w = latent_shape
     if (h, w) != (1, 1) or c < 2:
         raise ValueError(f"needs codes that are vectors of 2 or more units, and the model's are {c}x{h}x{w}")
-    values = quantiles(n)
+    n = len(values)
     codes = torch.zeros(n, n, c, 1, 1)
     codes[:, :, 0, 0, 0] = values[None, :]
     codes[:, :, 1, 0, 0] = values.flip(0)[:, None]
@@ -96,18 +96,17 @@ def _value(value: float, form: str) -> str:
     return format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
-def draw_plane(figure: Figure, images: Tensor, n: int) -> None:
-    """images: (n * n, C, H, W) of `plane_codes`, with the units' values along the sides."""
-    axes = figure.subplots()
+def draw_plane(figure: Figure, images: Tensor, values: Sequence[float], unit: str) -> None:
+    """images: (n * n, C, H, W) of `plane_codes`, with the n values along the sides; unit: what these are."""
+    axes, n = figure.subplots(), len(values)
     _show(axes, sheet(images, n, 0))
     h, w = images.shape[2:]
-    values = quantiles(n).tolist()
     ticks = n if n <= 10 else 9 - (n + 1) % 2  # as many from either end, and an odd side's middle
     at = np.linspace(0, n - 1, ticks).round().astype(int).tolist()
     axes.set_xticks([(i + 0.5) * w - 0.5 for i in at], [_value(values[i], ".2f") for i in at])
     axes.set_yticks([(n - i - 0.5) * h - 0.5 for i in at], [_value(values[i], ".2f") for i in at])
-    axes.set_xlabel("unit 1 of the code (standard deviations of the prior)")
-    axes.set_ylabel("unit 2 of the code (standard deviations of the prior)")
+    axes.set_xlabel(f"unit 1 of the code ({unit})")
+    axes.set_ylabel(f"unit 2 of the code ({unit})")
 
 
 def draw_traversal(figure: Figure, images: Tensor, units: Sequence[str], values: Sequence[float]) -> None:

@@ -14,6 +14,7 @@ from cli_tools import ENV, genkit, start
 from test_survive import FP32, wait_for, weights
 
 from genkit import io
+from genkit.codecs.priors import PriorBottleneck
 from genkit.io.latents import save_latents
 from genkit.models.load import load_model
 
@@ -127,6 +128,50 @@ def test_aae_serves_the_verbs_of_a_codec(capfd, prior):
     run(capfd, "sample", "prior", "-m", "runs/a", "-n", "3", "-o", "x.safetensors")
     assert images("x.safetensors").shape == (3, 1, 8, 8)
     run(capfd, "interpolate", "0", "1", "-m", "runs/a", "-o", "way.png")
+
+
+def test_the_plane_of_a_mixture_reaches_as_far_as_it(capfd):
+    """Oracle: the largest of the prior's own draws."""
+    run(capfd, "train", "aae", *SMALL, "--prior", "mixture", "--steps", "2", "-o", "runs/a")
+    out, _ = run(capfd, "plot", "manifold", "-m", "runs/a", "-n", "3", "-o", "m.png", "--json")
+    far = PriorBottleneck("mixture").draw(0, torch.arange(2000), (2, 1, 1)).abs().max().item()
+    assert json.loads(out)["values"] == pytest.approx([-far, 0, far])
+
+
+def test_a_critic_that_comes_too_late_is_said(capfd):
+    """Oracle: the warning, for a run that ends before its start, and only then."""
+    short = ("train", "vae", "--adversarial", *SMALL, "--steps", "2")
+    _, err = run(capfd, *short, "-o", "runs/late")
+    assert "warning: the critic starts at step 1000 and this run ends at 2" in err
+    _, err = run(capfd, *short, "--disc-start", "1", "-o", "runs/due")
+    assert "warning: the critic" not in err
+
+
+def test_curves_of_runs_with_other_numbers(capfd):
+    """Oracle: the run without the number is left out and named; the other is drawn."""
+    for family in ("vqvae", "gan"):
+        run(
+            capfd,
+            "train",
+            family,
+            *FAMILIES[family],
+            "--steps",
+            "2",
+            "--log-every",
+            "0",
+            "-o",
+            f"runs/{family}",
+        )
+    plot = ("plot", "curves", "runs/vqvae", "runs/gan", "--key", "loss", "-o", "c.png", "--json")
+    out, err = run(capfd, *plot)
+    assert [line["run"] for line in json.loads(out)["runs"]] == ["runs/vqvae"]
+    assert "runs/gan logs no 'loss'" in err
+
+
+def test_a_prior_for_tokens_is_refused(capfd):
+    """Oracle: nothing could be drawn from it."""
+    run(capfd, "train", "vqvae", *FAMILIES["vqvae"], "--steps", "2", "-o", "runs/vq")
+    assert "`sample prior` does not draw from" in refused(capfd, "fit-prior", "runs/vq")
 
 
 def test_vqgan_with_a_classifier(capfd, trained):

@@ -144,7 +144,7 @@ def test_curves_of_several_numbers(work, capfd):
     "arguments, message",
     [
         (("nowhere",), "nowhere/log.jsonl does not exist"),
-        (("runs/vae", "--key", "lost"), "--key images_per_s, loss"),
+        (("runs/vae", "--key", "lost"), "choose --key from images_per_s, loss"),
         (("runs/vae", "--key", ","), "--key is empty"),
         (("runs/vae", "--smooth", "2"), "--smooth"),
         (("empty",), "holds no line"),

@@ -24,7 +24,7 @@ def test_quantiles_cut_the_normal_evenly():
 def test_plane():
     """Oracle: by hand for 3 x 3: unit 1 rises to the right, unit 2 falls from the top row down, the others
     are 0."""
-    z = codes.plane_codes((4, 1, 1), 3).reshape(3, 3, 4)
+    z = codes.plane_codes((4, 1, 1), codes.quantiles(3)).reshape(3, 3, 4)
     values = codes.quantiles(3)
     for row in range(3):
         assert torch.equal(z[row, :, 0], values)
@@ -36,7 +36,7 @@ def test_plane():
 def test_no_plane(shape):
     """Oracle: ValueError with the shape."""
     with pytest.raises(ValueError, match="x".join(map(str, shape))):
-        codes.plane_codes(shape, 3)
+        codes.plane_codes(shape, codes.quantiles(3))
 
 
 def test_a_traversal_changes_one_unit():
@@ -92,7 +92,7 @@ def test_ticks_name_values_and_units():
     assert [t.get_text() for t in axes.get_xticklabels()] == ["−3", "0", "3"]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["7", "2"]
     figure = Figure()
-    codes.draw_plane(figure, torch.zeros(9, 1, 4, 4), 3)
+    codes.draw_plane(figure, torch.zeros(9, 1, 4, 4), codes.quantiles(3).tolist(), "nats")
     (axes,) = figure.axes
     assert axes.get_xticks().tolist() == [1.5, 5.5, 9.5]
     assert axes.get_yticks().tolist() == [9.5, 5.5, 1.5]
