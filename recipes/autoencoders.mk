@@ -12,6 +12,8 @@ STEPS ?= 1500
 START ?= 500
 CLF ?= $(DIR)/runs/clf
 GENKIT ?= genkit
+# judges that must not outweigh the pixels: with the defaults' l1, 1 and 0.8, MNIST came back at 22.0 dB, FID 0.0078
+JUDGE ?= --recon mse --perceptual-weight 0.05 --disc-weight 0.2 --lr 2e-3
 R := $(DIR)/runs
 O := $(DIR)/out
 MODELS := ae vae aae vqvae vqgan
@@ -42,7 +44,7 @@ $(R)/vqvae/done:
 	$(GENKIT) train vqvae $(IMAGES) --latent $(TOKENS) --blocks 0 --steps $(STEPS) -o $(@D) && touch $@
 # the classifier's eye is what the VQGAN is trained to please, too: compare by another one to be strict
 $(R)/vqgan/done: $(READY)
-	$(GENKIT) train vqgan $(IMAGES) --latent $(TOKENS) --blocks 0 --disc-start $(START) --perceptual $(CLF) --steps $(STEPS) -o $(@D) && touch $@
+	$(GENKIT) train vqgan $(IMAGES) --latent $(TOKENS) --blocks 0 $(JUDGE) --disc-start $(START) --perceptual $(CLF) --steps $(STEPS) -o $(@D) && touch $@
 
 # a run folder holds a checkpoint long before training ends: `done` is made when it has
 .DELETE_ON_ERROR:
