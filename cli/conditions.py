@@ -161,6 +161,11 @@ def denoise_of(
     return classifier(bind(model, base), model.schedule, log_prob, strength(config), interval)
 
 
+def parted(loaded: Loaded) -> bool:
+    """Whether the classes of a codec have parts of its prior (`train aae --class-conditional`)."""
+    return not isinstance(loaded.module, Denoiser) and getattr(loaded.config, "class_conditional", False)
+
+
 def knows(loaded: Loaded, guide: Loaded) -> bool:
     """Whether the model was trained with the classes that the guide tells apart."""
     model = loaded.module

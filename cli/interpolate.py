@@ -23,7 +23,7 @@ from genkit.models.prior import Parts, own_codes
 from genkit.models.sampling import initial_noise, prepare, sampling_times
 
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
-from .conditions import ConditionConfig, classes_of, parse_labels
+from .conditions import ConditionConfig, classes_of, parse_labels, parted
 from .invert import source_labels
 from .methods import own_spacing
 from .options import make
@@ -46,7 +46,9 @@ class InterpolateConfig:
     rows: int = arg(1, "With seeds: strips of this many images of each seed, one below the other.", min=1)
     steps: int = arg(50, "Network evaluations of a diffusion model.", min=1)
     label: str | None = arg(
-        None, "Class of both ends, or two, one for each (3,8); default: the ends' own, for seeds none."
+        None,
+        "Class of both ends, or two, one for each (3,8); default: the ends' own, for seeds none, or the "
+        "classes in turn where they have parts of the prior.",
     )
     codec: Path | None = arg(None, "Codec of a latent model; default: found beside the model or under runs/.")
     fresh: bool = arg(False, "Replace what the folder holds.")
@@ -126,11 +128,6 @@ def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None,
     if len(found) > 2:
         raise InputError(f"--label {config.label} names {len(found)} classes; give one, or one for each end")
     return found[0], found[-1]
-
-
-def parted(loaded: Loaded) -> bool:
-    """Whether the classes of a codec have parts of its prior (`train aae --class-conditional`)."""
-    return not isinstance(loaded.module, Denoiser) and getattr(loaded.config, "class_conditional", False)
 
 
 @torch.inference_mode()

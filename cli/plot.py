@@ -201,7 +201,7 @@ def _having(key: str, runs: list[tuple[str, str, list[dict[str, Any]]]]) -> dict
         run, _, rows = runs[0]
         known = ", ".join(curves.keys_of(rows))
         raise InputError(f"{run} has no {key!r} in its log; choose --key from {known}")
-    for run in lines.keys() - found.keys():
+    for run in (run for run in lines if run not in found):
         say(f"note: {run} logs no {key!r} and is not among its curves")
     return found
 

@@ -14,7 +14,7 @@ from genkit.models.load import Loaded
 from genkit.models.prior import Parts, Prior, draw_prior, prior_of
 
 from .common import PrecisionConfig, load
-from .conditions import chosen, in_turn
+from .conditions import chosen, in_turn, parted
 from .console import say
 from .options import make
 from .outputs import parse_out
@@ -97,12 +97,12 @@ def labels_for(loaded: Loaded, prior: Prior | None, label: str | None, n: int) -
     Raises:
         InputError: --label of such a prior, or a class that is not there.
     """
-    path, parted = loaded.checkpoint.path, getattr(loaded.config, "class_conditional", False)
-    if parted and prior is None:
+    path = loaded.checkpoint.path
+    if parted(loaded) and prior is None:
         return in_turn(label, loaded.info.classes, torch.arange(n))
     if label is None:
         return None
-    if parted:
+    if parted(loaded):
         raise InputError(
             f"--label {label} is for the prior that {path} was trained to have, not for a fitted one, which "
             "has no parts for classes; add --prior own"

@@ -13,17 +13,17 @@ from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.adversarial import VectorCritic
-from ..nn.coders import WIDTHS, coders
+from ..nn.coders import coders
 from ..objectives.matching import PIXELS, Matching
 from ..registry import Entry, register
 from .prior import Parts, draw_prior
-from .vae import OPTIM, latent_shape
+from .vae import OPTIM, NetworkConfig, latent_shape
 
 _NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
 
 
 @dataclass(frozen=True)
-class AaeConfig:
+class AaeConfig(NetworkConfig):
     """Settings of `genkit train aae`."""
 
     latent: str | None = arg(
@@ -31,14 +31,6 @@ class AaeConfig:
         "The code: 8 is a vector of 8 units; default: 8, and 2 where the prior lies in the plane.",
         panel=_NETWORK,
     )
-    arch: str = arg("conv", "Kind of encoder and decoder.", choices=tuple(WIDTHS), panel=_NETWORK)
-    width: int | None = arg(
-        None,
-        "Hidden units (mlp; 400), or channels after the first halving (conv; 32).",
-        min=2,
-        panel=_NETWORK,
-    )
-    blocks: int = arg(0, "Residual blocks a size (conv).", min=0, panel=_NETWORK)
     prior: str = arg(
         "gaussian",
         "What codes are to be distributed like: standard normal, ten normals on a ring, or a swiss roll.",

@@ -12,30 +12,21 @@ from ..codecs.hierarchical import HierarchicalAutoencoder, Hierarchy
 from ..config import arg
 from ..data.source import Batch, Info
 from ..errors import InputError
-from ..nn.coders import WIDTHS, coders
+from ..nn.coders import coders
 from ..objectives.reconstruction import RECON, Reconstruction
 from ..registry import Entry, register
+from .vae import NetworkConfig
 
 _NETWORK, _LOSS = "Network", "Loss"
 
 
 @dataclass(frozen=True)
-class HvaeConfig:
+class HvaeConfig(NetworkConfig):
     """Settings of `genkit train hvae`."""
 
     latents: str = arg(
         "64,32,16", "Units of each level, from the image up; as many levels as numbers.", panel=_NETWORK
     )
-    arch: str = arg(
-        "conv", "Kind of encoder and decoder of the images.", choices=tuple(WIDTHS), panel=_NETWORK
-    )
-    width: int | None = arg(
-        None,
-        "Hidden units (mlp; 400), or channels after the first halving (conv; 32).",
-        min=2,
-        panel=_NETWORK,
-    )
-    blocks: int = arg(0, "Residual blocks a size (conv).", min=0, panel=_NETWORK)
     hidden: int = arg(
         256, "Units of the two hidden layers between one level and the next.", min=2, panel=_NETWORK
     )

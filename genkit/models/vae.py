@@ -35,12 +35,9 @@ OPTIM: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class CoderConfig:
-    """What autoencoders of one encoder and one decoder share: their networks and their pixels."""
+class NetworkConfig:
+    """The networks of an autoencoder of one encoder and one decoder."""
 
-    latent: str = arg(
-        "20", "The code: 20 is a vector of 20 units, 4x7x7 a 7x7 map of 4 channels.", panel=_NETWORK
-    )
     arch: str = arg("conv", "Kind of encoder and decoder.", choices=tuple(WIDTHS), panel=_NETWORK)
     width: int | None = arg(
         None,
@@ -50,6 +47,15 @@ class CoderConfig:
     )
     blocks: int = arg(
         0, "Residual blocks a size (conv): better pictures at 3 times the work for 1.", min=0, panel=_NETWORK
+    )
+
+
+@dataclass(frozen=True)
+class CoderConfig(NetworkConfig):
+    """What autoencoders of any code and pixels share."""
+
+    latent: str = arg(
+        "20", "The code: 20 is a vector of 20 units, 4x7x7 a 7x7 map of 4 channels.", panel=_NETWORK
     )
     recon: str = arg(
         "bce",
