@@ -12,7 +12,7 @@ from torch import Tensor
 from genkit.config import arg
 from genkit.diffusion.denoiser import Denoise, Denoiser, bind
 from genkit.diffusion.guidance import Null, classifier, classifier_free, label_log_prob
-from genkit.errors import InputError, unknown
+from genkit.errors import InputError, unknown, with_article
 from genkit.models.load import Loaded, load_model
 
 
@@ -186,7 +186,7 @@ def load_guide(path: Path, loaded: Loaded) -> Loaded:
     """
     guide = _load(path)
     if guide.checkpoint.model != "classifier":
-        raise InputError(f"--classifier {path} is a {guide.checkpoint.model}, not a classifier")
+        raise InputError(f"--classifier {path} is {with_article(guide.checkpoint.model)}, not a classifier")
     if not guide.config.noise_conditioned:
         raise InputError(
             f"--classifier {path} has seen clean images only; train one with --noise-conditioned"

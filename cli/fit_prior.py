@@ -70,13 +70,11 @@ def _fit(config: FitPriorConfig, data: DataConfig, run: PrecisionConfig) -> None
     loaded = load(config.model, "encode")
     module = loaded.module
     if not isinstance(module, Autoencoder):
-        raise InputError(
-            f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, whose codes are not normal"
-        )
+        raise InputError(f"{loaded.what()}, whose codes are not normal")
     if "sample prior" not in loaded.entry.verbs:
         raise InputError(
-            f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, which `sample prior` does not draw "
-            "from; train a diffusion model on its latents instead: genkit encode, then genkit train ddpm"
+            f"{loaded.what()}, which `sample prior` does not draw from; train "
+            "a diffusion model on its latents instead: genkit encode, then genkit train ddpm"
         )
     units = math.prod(module.latent_shape)
     if units > MOST:

@@ -165,10 +165,7 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
     @torch.inference_mode()
     def of_images(x: Tensor, label: int | None) -> Tensor:
         if not hasattr(module, "encode"):
-            raise InputError(
-                f"{loaded.checkpoint.path} is a {loaded.checkpoint.model}, which cannot encode images; "
-                "give two seeds"
-            )
+            raise InputError(f"{loaded.what()}, which cannot encode images; give two seeds")
         with machine.autocast(device, precision):
             return module.encode(x).z
 

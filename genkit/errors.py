@@ -19,3 +19,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+def with_article(noun: str) -> str:
+    """`noun` behind its article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

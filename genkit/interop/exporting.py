@@ -9,7 +9,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from ..diffusion.denoiser import Denoiser
-from ..errors import InputError
+from ..errors import InputError, with_article
 from ..io.atomic import atomic, write_text
 from ..models.ddpm import DdpmConfig
 from ..models.imported_unet import SCHEDULES, ImportedUnetConfig
@@ -92,7 +92,7 @@ def refusal(loaded: Loaded) -> str:
     path, family = loaded.checkpoint.path, loaded.checkpoint.model
     if family not in FAMILIES:
         known = ", ".join(FAMILIES)
-        return f"{path} is a {family}, and diffusers has no such model; export takes {known}"
+        return f"{path} is {with_article(family)}, and diffusers has no such model; export takes {known}"
     if not isinstance(loaded.config, DdpmConfig):
         return ""
     assert isinstance(loaded.module, Denoiser)

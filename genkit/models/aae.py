@@ -64,7 +64,7 @@ def build(config: AaeConfig, info: Info) -> Autoencoder:
             f"--prior {config.prior} is of codes of {prior.units} units, not --latent {config.latent}; "
             f"use --latent {prior.units}, or --prior gaussian"
         )
-    encoder, decoder = coders(config.arch, image, code, code, config.width, config.blocks)
+    encoder, decoder = coders(config.arch, image, code, code, config.width, config.blocks, config.dense)
     return Autoencoder(encoder, PriorBottleneck(config.prior), decoder, code, logits=config.recon == "bce")
 
 

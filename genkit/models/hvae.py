@@ -79,7 +79,7 @@ def build(config: HvaeConfig, info: Info) -> HierarchicalAutoencoder:
         raise InputError(f"hvae trains on images and {info.name} holds {info.kind}; give the images")
     units, image = level_units(config.latents), info.shape
     wide, first = (2 * units[0], 1, 1), (units[0], 1, 1)
-    encoder, decoder = coders(config.arch, image, wide, first, config.width, config.blocks)
+    encoder, decoder = coders(config.arch, image, wide, first, config.width, config.blocks, config.dense)
     pairs = list(zip(units, units[1:]))
     up = [link(low, high, config.hidden) for low, high in pairs]
     down = [link(high, low, config.hidden) for low, high in pairs]

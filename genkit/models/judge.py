@@ -7,7 +7,7 @@ from torch import nn
 
 from ..config import arg
 from ..data.source import Info
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, with_article
 from ..nn.adversarial import PatchCritic
 from ..nn.convnet import ConvNet
 from ..nn.spectral import Normalised
@@ -106,7 +106,9 @@ def perceptual_of(name: str, info: Info) -> Perceptual | None:
         return Perceptual(lpips_network(), by_lpips)
     loaded = load_model(Path(name))
     if not isinstance(loaded.module, ConvNet):
-        raise InputError(f"--perceptual {name} is a {loaded.checkpoint.model}; give a classifier, or lpips")
+        raise InputError(
+            f"--perceptual {name} is {with_article(loaded.checkpoint.model)}; give a classifier, or lpips"
+        )
     if loaded.info.kind != info.kind or loaded.info.shape[0] != info.shape[0]:
         raise InputError(
             f"--perceptual {name} is a classifier of {loaded.info.kind} of {loaded.info.shape[0]} channels, "

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..config import from_dict
 from ..data.source import Info, info_from_json
-from ..errors import InputError
+from ..errors import InputError, with_article
 from ..io import Checkpoint, load_checkpoint
 from ..registry import Entry, find
 
@@ -21,6 +21,10 @@ class Loaded(NamedTuple):
     info: Info
     checkpoint: Checkpoint
 
+    def what(self) -> str:
+        """The file and its family, for a refusal to begin with."""
+        return f"{self.checkpoint.path} is {with_article(self.checkpoint.model)}"
+
 
 def load_model(path: Path, verb: str | None = None) -> Loaded:
     """The model in a checkpoint file or run folder.
@@ -32,7 +36,7 @@ def load_model(path: Path, verb: str | None = None) -> Loaded:
     entry = find(checkpoint.model)
     if verb is not None and verb not in entry.verbs:
         raise InputError(
-            f"{checkpoint.path} is a {checkpoint.model}, which does not serve `{verb}` "
+            f"{checkpoint.path} is {with_article(checkpoint.model)}, which does not serve `{verb}` "
             f"(it serves {', '.join(entry.verbs)})"
         )
     try:
@@ -54,5 +58,7 @@ def load_model(path: Path, verb: str | None = None) -> Loaded:
 def _in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a model, also those that an earlier version wrote otherwise."""
     if isinstance(config.get("binarise"), bool):  # there was one way to do it
-        return {**config, "binarise": "threshold" if config["binarise"] else "none"}
+        config = {**config, "binarise": "threshold" if config["binarise"] else "none"}
+    if "arch" in config:  # there was no such layer
+        config = {"dense": 0, **config}
     return config

@@ -48,6 +48,12 @@ class NetworkConfig:
     blocks: int = arg(
         0, "Residual blocks a size (conv): better pictures at 3 times the work for 1.", min=0, panel=_NETWORK
     )
+    dense: int = arg(
+        512,
+        "Units of a layer between the convolutions and a code that is a vector (conv); 0 for none.",
+        min=0,
+        panel=_NETWORK,
+    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def autoencoder(
         raise InputError(f"--sigma {config.sigma:g} is for --recon gaussian, not --recon {config.recon}")
     code, image = latent_shape(config.latent, info), info.shape
     wide = (bottleneck.width_in(code[0]), *code[1:])  # type: ignore[operator]
-    encoder, decoder = coders(config.arch, image, wide, code, config.width, config.blocks)
+    encoder, decoder = coders(config.arch, image, wide, code, config.width, config.blocks, config.dense)
     if binarise:
         encoder = nn.Sequential(BlackAndWhite(), encoder)
     logits, gaussian = config.recon == "bce", config.recon == "gaussian"

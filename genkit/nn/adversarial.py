@@ -13,12 +13,13 @@ from .blocks import group_norm
 from .coders import Shape
 
 MOST = 8  # channels of the deepest level over those of the first
+LEAST = 4  # pixels of the longer side there: a critic that stops at 7 sees strokes, not digits
 
 
-def levels(image: Shape, least: int = 4, most: int = 8) -> int:
-    """How often the image is halved, rounding up, to a longer side of `least` to `most` - 1 pixels."""
+def levels(image: Shape) -> int:
+    """How often the image is halved, rounding up, while its longer side keeps `LEAST` pixels."""
     side, times = max(image[1:]), 0
-    while side >= most and math.ceil(side / 2) >= least:
+    while math.ceil(side / 2) >= LEAST:
         side, times = math.ceil(side / 2), times + 1
     return times
 

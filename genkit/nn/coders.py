@@ -74,12 +74,13 @@ class ConvEncoder(nn.Module):
     """(B, *image) -> (B, *code): strided convolutions with residual blocks at every size below the first.
 
     width: channels after the first halving. Full size, the dearest, has no block of its own.
+    dense: units of a layer between the last map and a vector; 0 for none.
 
     Raises:
         ValueError: see `halvings`.
     """
 
-    def __init__(self, image: Shape, code: Shape, width: int = 32, blocks: int = 1) -> None:
+    def __init__(self, image: Shape, code: Shape, width: int = 32, blocks: int = 1, dense: int = 0) -> None:
         super().__init__()
         times = halvings(image, code)
         widths = _widths(width, times)
@@ -94,7 +95,7 @@ class ConvEncoder(nn.Module):
         layers += [group_norm(widths[-1]), nn.SiLU()]
         if code[1:] == (1, 1):
             units = widths[-1] * math.prod(_size(image, times))
-            layers += [nn.Flatten(), nn.Linear(units, math.prod(code)), nn.Unflatten(1, code)]
+            layers += [nn.Flatten(), *_linear(units, math.prod(code), dense), nn.Unflatten(1, code)]
         else:
             layers += [nn.Conv2d(widths[-1], code[0], 3, padding=1)]
         self.pad = _padding(image, times)
@@ -112,14 +113,14 @@ class ConvDecoder(nn.Module):
     done at the larger size.
     """
 
-    def __init__(self, code: Shape, image: Shape, width: int = 32, blocks: int = 1) -> None:
+    def __init__(self, code: Shape, image: Shape, width: int = 32, blocks: int = 1, dense: int = 0) -> None:
         super().__init__()
         times = halvings(image, code)
         widths = _widths(width, times)
         layers: list[nn.Module] = []
         if code[1:] == (1, 1):
             start = (widths[-1], *_size(image, times))
-            layers += [nn.Flatten(), nn.Linear(code[0], math.prod(start)), nn.Unflatten(1, start)]
+            layers += [nn.Flatten(), *_linear(code[0], math.prod(start), dense), nn.Unflatten(1, start)]
         else:
             layers += [nn.Conv2d(code[0], widths[-1], 3, padding=1)]
         for i in range(times, 0, -1):
@@ -139,6 +140,11 @@ class ConvDecoder(nn.Module):
         return self.layers(z)[:, :, :height, :width]
 
 
+def _linear(a: int, b: int, dense: int) -> list[nn.Module]:
+    """Layers from `a` units to `b`: one, or two about `dense` units."""
+    return [nn.Linear(a, dense), nn.SiLU(), nn.Linear(dense, b)] if dense else [nn.Linear(a, b)]
+
+
 def _size(image: Shape, times: int) -> tuple[int, int]:
     """Height and width after `times` halvings, each rounded up."""
     return -(-image[1] >> times), -(-image[2] >> times)
@@ -154,14 +160,14 @@ WIDTHS = {"mlp": 400, "conv": 32}  # the usual width of each kind
 
 
 def coders(
-    arch: str, image: Shape, wide: Shape, code: Shape, width: int | None, blocks: int
+    arch: str, image: Shape, wide: Shape, code: Shape, width: int | None, blocks: int, dense: int
 ) -> tuple[nn.Module, nn.Module]:
     """An encoder (B, *image) -> (B, *wide) and a decoder (B, *code) -> (B, *image) of a kind in `WIDTHS`.
 
     width: hidden units (mlp), or channels after the first halving (conv); None is the usual one. blocks:
-    residual blocks a size (conv).
+    residual blocks a size (conv). dense: units between maps and a vector (conv), 0 for none.
     """
     width = width or WIDTHS[arch]
     if arch == "mlp":
         return mlp_encoder(image, wide, width), mlp_decoder(code, image, width)
-    return ConvEncoder(image, wide, width, blocks), ConvDecoder(code, image, width, blocks)
+    return ConvEncoder(image, wide, width, blocks, dense), ConvDecoder(code, image, width, blocks, dense)

@@ -95,8 +95,11 @@ class Gan(Objective):
 
     def _critic(self, x: Tensor, fake: Tensor, noise: Noise) -> Loss:
         x = x.detach().requires_grad_(self.r1 > 0)
-        scores = self.critic(torch.cat([x, fake])).float()
-        real, unreal = scores.chunk(2)
+        if self.r1:
+            # apart: the slope at real images would be sent back through generated ones as well, as zeros
+            real, unreal = self.critic(x).float(), self.critic(fake).float()
+        else:
+            real, unreal = self.critic(torch.cat([x, fake])).float().chunk(2)
         total = critic_loss(real, unreal, self.kind)
         logs = {"critic": total.detach()}
         if self.kind == "wgan-gp":

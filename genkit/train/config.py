@@ -58,6 +58,8 @@ class RunConfig:
 
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, …", panel=_MACHINE)
     compile: bool | None = arg(None, "Compile the training step; default: on CUDA only.", panel=_MACHINE)
-    log_every: float = arg(5.0, "Seconds between lines of log.jsonl.", min=0.0, panel=_RUN)
+    log_every: float = arg(
+        5.0, "Seconds between lines of log.jsonl; fewer in the first half minute.", min=0.0, panel=_RUN
+    )
     save_every: float = arg(60.0, "Seconds between checkpoints.", min=0.0, panel=_RUN)
     tensorboard: bool = arg(False, "Also write TensorBoard events into the run folder.", panel=_RUN)

@@ -246,6 +246,12 @@ def _saved_step(out: Path) -> int:
     return int(io.read_metadata(path).get("step", -1)) if path.exists() else -1
 
 
+def pause(log_every: float, elapsed: float) -> float:
+    """Seconds between two reports, `elapsed` seconds into the run: `log_every`, but fewer in the first half
+    minute, so that a short run leaves a curve as well."""
+    return min(log_every, max(0.5, 0.2 * elapsed))
+
+
 class _Keeper:
     """What happens beside the steps: reports, checks, checkpoints."""
 
@@ -309,7 +315,7 @@ def _run(
         stopping = _stop_wanted(hooks, step, trainer.device)
         last = step == steps or stopping
         due_save = now - keeper.kept >= run.save_every
-        if last or due_save or now - keeper.looked >= run.log_every:
+        if last or due_save or now - keeper.looked >= pause(run.log_every, now - began):
             keeper.look(step)
         if last or due_save:
             keeper.keep(step, out, save, settings)

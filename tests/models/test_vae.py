@@ -115,3 +115,15 @@ def test_a_checkpoint_from_before_binarise_had_kinds(tmp_path, before, now):
     loaded = load_model(path)
     assert loaded.config.binarise == now
     torch.testing.assert_close(loaded.module.state_dict(), module.state_dict())
+
+
+def test_a_checkpoint_from_before_the_dense_layer(tmp_path):
+    """Oracle: files without the setting had no such layer."""
+    config = vae.VaeConfig(latent="2", width=4, dense=0)
+    module = vae.build(config, MNIST)
+    old = {"model": {k: v for k, v in to_dict(config).items() if k != "dense"}}
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, module.state_dict(), model="vae", config=old, data=MNIST._asdict(), step=1)
+    loaded = load_model(path)
+    assert loaded.config.dense == 0
+    torch.testing.assert_close(loaded.module.state_dict(), module.state_dict())

@@ -9,8 +9,11 @@ from genkit.nn.adversarial import Critic, Generator, PatchCritic, levels
 from genkit.nn.spectral import Normalised, Spectral
 
 
-@pytest.mark.parametrize("side, bottom", [(8, 4), (16, 4), (28, 7), (32, 4), (64, 4), (30, 4), (7, 7)])
-def test_the_bottom_is_four_to_seven_pixels(side, bottom):
+@pytest.mark.parametrize(
+    "side, bottom",
+    [(8, 4), (16, 4), (28, 4), (32, 4), (64, 4), (30, 4), (7, 4), (48, 6), (40, 5), (6, 6), (3, 3)],
+)
+def test_the_bottom_is_four_to_six_pixels(side, bottom):
     """Oracle: the side halved by hand, rounding up."""
     assert -(-side >> levels((1, side, side))) == bottom
 

@@ -79,3 +79,20 @@ def test_examples_do_not_mix():
     a, b = encoder(x), encoder(y)
     assert torch.equal(a[[0, 2]], b[[0, 2]])
     assert not torch.equal(a[1], b[1])
+
+
+def test_a_dense_layer_stands_between_maps_and_vectors_only():
+    """Oracle: its parameters counted by hand, 64 units of the last map and 5 of the code; a map has none."""
+
+    def added(code):
+        pairs = [
+            (ConvEncoder((1, 8, 8), code, 4, 0, d), ConvDecoder(code, (1, 8, 8), 4, 0, d)) for d in (0, 7)
+        ]
+        without, dense = ([sum(p.numel() for p in m.parameters()) for m in pair] for pair in pairs)
+        return [b - a for a, b in zip(without, dense)]
+
+    units, code, hidden = 4 * 4 * 4, 5, 7
+    there = (units + 1) * hidden + (hidden + 1) * code - (units + 1) * code
+    back = (code + 1) * hidden + (hidden + 1) * units - (code + 1) * units
+    assert added((code, 1, 1)) == [there, back]
+    assert added((code, 4, 4)) == [0, 0]

@@ -13,7 +13,7 @@ from genkit.data.source import Batch, Info
 from genkit.errors import InputError, RunError
 from genkit.train.average import Average
 from genkit.train.config import OptimConfig, RunConfig
-from genkit.train.loop import Hooks, batches, fit, learning_rate, total_steps
+from genkit.train.loop import Hooks, batches, fit, learning_rate, pause, total_steps
 from genkit.train.objective import Loss, Objective
 from genkit.train.order import Order, positions
 from genkit.train.state import check_settings, cut_log
@@ -250,3 +250,9 @@ def test_noise_ahead_is_the_same_noise():
         assert torch.equal(a.position, b.position)
         for shape in ((4,), (1, 64, 64)):
             assert torch.equal(a.normal(1, shape), b.normal(1, shape))
+
+
+def test_short_runs_are_looked_at_more_often():
+    """Oracle: by hand; never more than twice a second, and 5 s are reached after 25."""
+    assert [pause(5.0, t) for t in (0.0, 2.0, 10.0, 25.0, 1e4)] == [0.5, 0.5, 2.0, 5.0, 5.0]
+    assert pause(0.0, 10.0) == 0.0
