@@ -33,7 +33,7 @@ class GanConfig:
     )
     r1: float | None = arg(
         None,
-        "Weight of the critic's squared slope at real images (Mescheder et al. 2018); default: 0.2 "
+        "Weight of the critic's squared slope at real images (Mescheder et al. 2018); default: 0.5 "
         "for nonsaturating, else 0.",
         min=0.0,
         panel="Loss",
@@ -69,7 +69,7 @@ def objective(module: nn.Module, config: GanConfig, info: Info) -> Gan:
         module,
         critic,
         config.gan_loss,
-        r1=(0.2 if plain else 0.0) if config.r1 is None else config.r1,
+        r1=(0.5 if plain else 0.0) if config.r1 is None else config.r1,
         penalty=config.gp_weight,
         critic_steps=config.critic_steps or (5 if wgan else 1),
         critic_lr=config.critic_lr,
@@ -93,7 +93,7 @@ register(
         objective=objective,
         verbs=("sample prior", "interpolate"),
         defaults={
-            "lr": 5e-4,
+            "lr": 2e-3,
             "beta1": 0.0,
             "beta2": 0.99,
             "batch_size": 64,
