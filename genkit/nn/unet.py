@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. 2020 (DDPM), with the options that small budgets want."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,75 @@ class Up(nn.Module):
         return h if self.resize is None else self.resize(h)
 
 
+Block = Callable[[int, int], ResBlock]  # (channels in, channels out)
+Attend = Callable[[int, bool], nn.Module]  # (channels, whether there is any)
+
+
+def _norms(groups: int, details: Details) -> tuple[Norm, Norm, Norm]:
+    """The norms of residual blocks, of attention, and of attention in the middle."""
+    norm = make_norm(groups, details.norm_eps, details.exact_groups)
+    # the maps of attention are small: there the groups cost nothing
+    attention = norm if details.exact_groups else make_norm(32, details.norm_eps, False)
+    if details.middle_groups is None:
+        return norm, attention, attention
+    if details.middle_groups == 0:
+        return norm, attention, no_norm
+    return norm, attention, make_norm(details.middle_groups, details.norm_eps, True)
+
+
+def _attention_by_level(
+    sizes: list[int], attention: Sequence[int], details: Details
+) -> tuple[Sequence[bool], Sequence[bool]]:
+    """Whether each level has attention, on the way down and, from the bottom, on the way up."""
+    if strange := [s for s in attention if s not in sizes]:
+        raise ValueError(f"attention sizes must be among the feature-map sizes {sizes}, got {strange}")
+    down = details.attention_down or tuple(s in attention for s in sizes)
+    return down, details.attention_up or down[::-1]
+
+
+def _way_down(
+    width: int,
+    channels: list[int],
+    blocks: int,
+    attention: Sequence[bool],
+    block: Block,
+    attend: Attend,
+    centred: bool,
+) -> tuple[nn.ModuleList, list[int]]:
+    """The levels, and the channels of every map: the first convolution's `width`, then theirs in order."""
+    skips, c = [width], width
+    levels = nn.ModuleList()
+    for i, out in enumerate(channels):
+        last = i == len(channels) - 1
+        made = [block(c if j == 0 else out, out) for j in range(blocks)]
+        attentions = [attend(out, attention[i]) for _ in made]
+        levels.append(Down(made, attentions, None if last else Downsample(out, centred)))
+        skips += [out] * (blocks if last else blocks + 1)
+        c = out
+    return levels, skips
+
+
+def _way_up(
+    channels: list[int],
+    blocks: int,
+    attention: Sequence[bool],
+    block: Block,
+    attend: Attend,
+    skips: list[int],
+) -> nn.ModuleList:
+    """The levels from the bottom; each map of `skips`, the channels of the way down, is used once."""
+    left, c = list(skips), channels[-1]
+    levels = nn.ModuleList()
+    for k, (i, out) in enumerate(reversed(list(enumerate(channels)))):
+        made = []
+        for _ in range(blocks + 1):
+            made.append(block(c + left.pop(), out))
+            c = out
+        attentions = [attend(out, attention[k]) for _ in made]
+        levels.append(Up(made, attentions, Upsample(out) if i else None))
+    return levels
+
+
 class UNet(nn.Module):
     """A U-Net over images, told the noise level and, with `classes`, a class.
 
@@ -127,20 +196,9 @@ class UNet(nn.Module):
         self.factor = patch * 2 ** (len(channels) - 1)
         self.check_size(size, size)
         sizes = [size // patch >> i for i in range(len(channels))]
-        if strange := [s for s in attention if s not in sizes]:
-            raise ValueError(f"attention sizes must be among the feature-map sizes {sizes}, got {strange}")
-        by_size = tuple(s in attention for s in sizes)
-        attention_down = details.attention_down or by_size
-        attention_up = details.attention_up or attention_down[::-1]
+        attention_down, attention_up = _attention_by_level(sizes, attention, details)
         embedding = details.embedding or 4 * width
-        norm = make_norm(groups, details.norm_eps, details.exact_groups)
-        # the maps of attention are small: there the groups cost nothing
-        attention_norm = norm if details.exact_groups else make_norm(32, details.norm_eps, False)
-        middle_norm = attention_norm
-        if details.middle_groups is not None:
-            middle_norm = make_norm(details.middle_groups, details.norm_eps, True)
-        if details.middle_groups == 0:
-            middle_norm = no_norm
+        norm, attention_norm, middle_norm = _norms(groups, details)
 
         def block(a: int, b: int) -> ResBlock:
             return ResBlock(a, b, embedding, dropout, scale_shift, skip_scale, norm)
@@ -152,32 +210,15 @@ class UNet(nn.Module):
         self.label = nn.Embedding(classes + 1, embedding) if classes else None
         self.conv_in = nn.Conv2d(channels_in * patch**2, width, 3, padding=1)
 
-        # Every map made on the way down is used once on the way up: `skips` holds their channels.
-        skips, c = [width], width
-        self.down = nn.ModuleList()
-        for i, out in enumerate(channels):
-            last = i == len(channels) - 1
-            made = [block(c if j == 0 else out, out) for j in range(blocks)]
-            attentions = [attend(out, attention_down[i]) for _ in made]
-            self.down.append(Down(made, attentions, None if last else Downsample(out, details.centred)))
-            skips += [out] * (blocks if last else blocks + 1)
-            c = out
-
+        self.down, skips = _way_down(width, channels, blocks, attention_down, block, attend, details.centred)
+        c = channels[-1]
         self.middle1 = block(c, c)
         self.middle_attention = attend(c, middle_attention, middle_norm)
         self.middle2 = block(c, c)
+        self.up = _way_up(channels, blocks, attention_up, block, attend, skips)
 
-        self.up = nn.ModuleList()
-        for k, (i, out) in enumerate(reversed(list(enumerate(channels)))):
-            made = []
-            for _ in range(blocks + 1):
-                made.append(block(c + skips.pop(), out))
-                c = out
-            attentions = [attend(out, attention_up[k]) for _ in made]
-            self.up.append(Up(made, attentions, Upsample(out) if i else None))
-
-        self.norm_out = norm(c)
-        self.conv_out = nn.Conv2d(c, channels_out * patch**2, 3, padding=1)
+        self.norm_out = norm(channels[0])
+        self.conv_out = nn.Conv2d(channels[0], channels_out * patch**2, 3, padding=1)
         self._initialise()
 
     def _initialise(self) -> None:
