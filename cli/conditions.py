@@ -128,6 +128,21 @@ def chosen(label: str | None, classes: tuple[str, ...]) -> list[int]:
     return list(range(len(classes))) if label is None else parse_labels(label, classes)
 
 
+def check_null(loaded: Loaded, why: str) -> None:
+    """Refuse what needs a null class that training never showed.
+
+    why: what needs it, to begin the sentence.
+
+    Raises:
+        InputError: the model has classes and was trained without dropping any.
+    """
+    if getattr(loaded.module, "classes", 0) and getattr(loaded.config, "label_dropout", None) == 0:
+        raise InputError(
+            f"{why} needs the null class, which {loaded.checkpoint.path} never saw (--label-dropout 0); "
+            "train with --label-dropout 0.1"
+        )
+
+
 def denoise_of(
     loaded: Loaded,
     config: ConditionConfig,
@@ -141,11 +156,16 @@ def denoise_of(
     of Dhariwal & Nichol 2021 (table 4).
 
     null: what stands for no class, where it is not the model's own (null-text inversion).
+
+    Raises:
+        InputError: see `classes_of`, `load_guide` and `check_null`.
     """
     model: Any = loaded.module
     classes_of(loaded, config)
     if labels is None:
         return bind(model)
+    if config.classifier is None and strength(config) != 1:
+        check_null(loaded, f"--guidance {strength(config):g}")
     cond = labels.to(device)
     nothing: Tensor | None = model.null(len(labels)).to(device) if model.classes else None
     interval = (config.guidance_interval[0], config.guidance_interval[1])
@@ -157,7 +177,11 @@ def denoise_of(
     network: Any = guide.module.to(device)
     log_prob = label_log_prob(network, model.schedule, cond)
     # a model that knows the same classes is told them, too: guidance then sharpens what it knows
-    base = cond if knows(loaded, guide) else nothing
+    if knows(loaded, guide):
+        base: Tensor | None = cond
+    else:
+        check_null(loaded, "--classifier of other classes")
+        base = nothing
     return classifier(bind(model, base), model.schedule, log_prob, strength(config), interval)
 
 

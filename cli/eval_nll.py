@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genkit import dist, machine
 from genkit.codecs.autoencoder import Autoencoder
-from genkit.config import REQUIRED, arg
+from genkit.config import REQUIRED, arg, check_read
 from genkit.data.source import Source
 from genkit.diffusion.bound import VARIANCES, make_chain
 from genkit.diffusion.denoiser import Denoise, Denoiser, bind, clipped
@@ -86,10 +86,13 @@ def _eval(config: NllConfig, importance: ImportanceConfig, data: DataConfig, run
     if isinstance(loaded.module, Autoencoder):
         if config.out is not None:
             raise InputError(f"-o {config.out} is for the curve of a diffusion model; a VAE's bound has none")
+        chain = False, "the chain of a diffusion model"
+        check_read(config, dict.fromkeys(("steps", "spacing", "variance", "clip"), chain))
         evaluate_vae(loaded, config, importance, data, run)
         return
     if importance.binarise is not None:
         raise InputError("--binarise is for a VAE; a diffusion model's bound is that of 8-bit images")
+    check_read(importance, {"samples": (False, "the bound of a VAE")})
     files = curve_files(config.out or "nll")
     source = open_data(config.source, data, loaded)
     _check(source, loaded, config.source)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkit import dist, machine
-from genkit.config import REQUIRED, arg
+from genkit.config import REQUIRED, arg, check_read
 from genkit.data.source import Source
 from genkit.diffusion.denoiser import Denoise, Denoiser, bind
 from genkit.diffusion.inversion import invert, null_at, null_text_steps
@@ -23,7 +23,7 @@ from genkit.models.load import Loaded
 from genkit.models.sampling import prepare, sampling_times
 
 from .common import DataConfig, MachineConfig, check_source, load, open_data
-from .conditions import ConditionConfig, denoise_of, labels_of
+from .conditions import ConditionConfig, check_null, denoise_of, labels_of
 from .console import Meter, say
 from .methods import own_spacing
 from .options import make
@@ -160,7 +160,8 @@ def _precision(config: InvertConfig, run: MachineConfig, loaded: Loaded, device:
     """The precision of the network, fp32 wherever null embeddings are fitted.
 
     Raises:
-        InputError: --pivotal of a model without classes, without guidance, or in 16 bits.
+        InputError: --pivotal of a model without classes, without guidance, or in 16 bits, or an option that
+            nothing reads.
     """
     if (config.pivotal or config.guidance != 1) and not getattr(loaded.module, "classes", 0):
         asked = "--pivotal" if config.pivotal else "--guidance"
@@ -168,6 +169,11 @@ def _precision(config: InvertConfig, run: MachineConfig, loaded: Loaded, device:
             f"{asked} needs a class-conditional model and {loaded.checkpoint.path} is none; train one with "
             "--class-conditional"
         )
+    if config.guidance != 1:
+        check_null(loaded, f"--guidance {config.guidance:g}")
+    shown = config.pivotal or config.report is not None
+    readers = {"inner": (config.pivotal, "--pivotal"), "guidance": (shown, "--pivotal and --report")}
+    check_read(config, readers)
     if not config.pivotal:
         return machine.resolve_precision(run.precision, device)
     if config.guidance == 1:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from genkit.config import arg
+from genkit.config import arg, check_read
 from genkit.diffusion.denoiser import Denoise
 from genkit.diffusion.edm import euler, heun
 from genkit.diffusion.multistep import dpmpp
@@ -191,6 +191,21 @@ def own_spacing(asked: str | None, loaded: Loaded) -> str:
     spacing = settled("ddim", DdimConfig(spacing=asked), loaded, {}).spacing
     assert spacing is not None
     return spacing
+
+
+def check_churn(sampler: SamplerConfig) -> None:
+    """Refuse limits of a churn that there is not.
+
+    Raises:
+        InputError: they are given without --churn, or leave nothing between them.
+    """
+    if not isinstance(sampler, ChurnConfig):
+        return
+    churned = sampler.churn > 0, "--churn"
+    check_read(sampler, dict.fromkeys(("churn_min", "churn_max", "churn_noise"), churned))
+    low, high = sampler.churn_min, sampler.churn_max
+    if low > high:
+        raise InputError(f"--churn-min {low:g} lies above --churn-max {high:g}, so nothing would churn")
 
 
 def settled(name: str, sampler: SamplerConfig, loaded: Loaded, made: Mapping[str, Any]) -> SamplerConfig:

@@ -55,8 +55,9 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
     """A function from a model's data to images in [-1, 1]: the identity for images, else the codec's decoder.
 
     Raises:
-        InputError: the codec is not there, or is another one; see `load_codec`.
+        InputError: the codec is not there, or is another one, see `load_codec`; or one is given for images.
     """
+    check_codec_use(info, path)
     if info.kind != "latents":
         return lambda x: x
     module: Any = load_codec(info, path, near).module.to(device)
@@ -67,6 +68,16 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
         return module.decode(x * scale + shift)
 
     return decode
+
+
+def check_codec_use(info: Info, path: Path | None) -> None:
+    """Refuse a codec for a model whose data are images.
+
+    Raises:
+        InputError: there is one.
+    """
+    if path is not None and info.kind != "latents":
+        raise InputError(f"--codec {path} is for a model of latents, and this one makes images; leave it out")
 
 
 def load_codec(info: Info, path: Path | None, near: Path) -> Loaded:

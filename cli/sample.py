@@ -23,7 +23,7 @@ from .common import MachineConfig, clips, load
 from .conditions import ConditionConfig, denoise_of, knows, labels_of, load_guide, strength
 from .console import say
 from .films import StepsOf, TrajectoryConfig, animate, trajectory
-from .methods import METHODS, SamplerConfig, settled
+from .methods import METHODS, SamplerConfig, check_churn, settled
 from .options import make
 from .outputs import parse_out
 from .replay import Replay, null_of, replay_of
@@ -66,6 +66,7 @@ def _diffusion(
         if sample.count > len(noise.z) and sample.count != SampleConfig.count:
             say(f"note: {sampler.noise} holds {len(noise.z)} images, fewer than -n {sample.count}")
         sample = replace(sample, count=min(sample.count, len(noise.z)))
+    check_churn(sampler)
     sampler = settled(name, sampler, loaded, made._asdict() if made else {})
     if made is not None:
         condition = _remarks(made, sampler, condition)

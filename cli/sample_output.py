@@ -9,12 +9,13 @@ from torch import Tensor
 
 from genkit import machine
 from genkit.config import arg
+from genkit.errors import InputError
 from genkit.io.latents import Latents
 from genkit.models.load import Loaded
 
 from .common import PrecisionConfig
 from .outputs import Out, deliver
-from .preview import codec_for, scaling
+from .preview import check_codec_use, codec_for, scaling
 
 Draw = Callable[[Tensor], Tensor]  # indices (B,) -> (B, C, H, W) in the model's data space
 
@@ -60,6 +61,9 @@ def deliver_drawn(
     device = machine.pick_device(run.device)
     near = loaded.checkpoint.path.parent
     shown = out.form in ("folder", "png")
+    check_codec_use(loaded.info, sample.codec)
+    if sample.codec is not None and not shown:
+        raise InputError(f"--codec {sample.codec} is for pictures, and -o {out.path} takes tensors; drop it")
     show = codec_for(loaded.info, sample.codec, device, near) if shown else (lambda x: x)
     deliver(
         f"sample {settings['method']}",

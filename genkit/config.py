@@ -68,11 +68,33 @@ def validate(config: Any) -> None:
                 raise InputError(f"{flag(field.name)} must be finite, got {item}")
             low, high, choices = meta.get("min"), meta.get("max"), meta.get("choices")
             if low is not None and item < low:
-                raise InputError(f"{flag(field.name)} must be at least {low}, got {item}")
+                raise InputError(f"{flag(field.name)} must be at least {spelled_bound(low)}, got {item}")
             if high is not None and item > high:
-                raise InputError(f"{flag(field.name)} must be at most {high}, got {item}")
+                raise InputError(f"{flag(field.name)} must be at most {spelled_bound(high)}, got {item}")
             if choices is not None and item not in choices:
                 raise unknown(f"value for {flag(field.name)}", str(item), choices)
+
+
+def check_read(config: Any, readers: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuse a value for an option that nothing would read.
+
+    readers: option -> (whether it is read, what reads it).
+
+    Raises:
+        InputError: naming the option, its value and what would read it.
+    """
+    for field in dataclasses.fields(config):
+        value, (is_read, reader) = getattr(config, field.name), readers.get(field.name, (True, ""))
+        if not is_read and value != field.default:
+            raise InputError(f"{spelled(field.name, value)} is read by {reader} only; leave it out")
+
+
+def spelled(name: str, value: Any) -> str:
+    """An option as the command line has it: --steps 7, --clip or --no-clip."""
+    if isinstance(value, bool):
+        return flag(name if value else f"no_{name}")
+    plain = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{flag(name)} {plain:g}" if isinstance(plain, float) else f"{flag(name)} {plain}"
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -131,11 +153,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 
 
+def spelled_bound(bound: float) -> str:
+    """A bound as a person writes it: 1 for 1.0, and all digits of a large whole number."""
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The settings of a TOML recipe: `command = "train ddpm"` and one key per option.
+    """The settings of a TOML recipe: `command = "train ddpm"` and one key per option, as its field is named.
 
     Raises:
-        InputError: when the file is missing, is not TOML, or holds a table.
+        InputError: when the file is missing, is not TOML, holds a table, or gives an option twice.
     """
     try:
         values = tomllib.loads(path.read_text("utf-8"))
@@ -148,4 +175,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     tables = [k for k, v in values.items() if isinstance(v, dict)]
     if tables:
         raise InputError(f"recipe {path}: [{tables[0]}] is a table; recipes are flat `option = value` lines")
-    return values
+    keys: dict[str, str] = {}
+    for key in values:
+        other = keys.setdefault(key.replace("-", "_"), key)
+        if other != key:
+            raise InputError(f"recipe {path} gives {other} and {key}, which are the same option; drop one")
+    return {name: values[key] for name, key in keys.items()}

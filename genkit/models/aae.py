@@ -17,7 +17,7 @@ from ..nn.coders import coders
 from ..objectives.matching import PIXELS, Matching
 from ..registry import Entry, register
 from .prior import Parts, draw_prior
-from .vae import OPTIM, NetworkConfig, latent_shape
+from .vae import OPTIM, NetworkConfig, check_network, latent_shape
 
 _NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
 
@@ -72,9 +72,11 @@ def objective(module: nn.Module, config: AaeConfig, info: Info) -> Matching:
     """Reconstruction and the game about the codes of `module`.
 
     Raises:
-        InputError: classes are asked for where the data or the prior has none, or too few.
+        InputError: classes are asked for where the data or the prior has none, or too few, or an option is
+            given that nothing reads.
     """
     assert isinstance(module, Autoencoder)
+    check_network(config, vector=module.latent_shape[1:] == (1, 1))
     classes = len(info.classes) if config.class_conditional else 0
     if config.class_conditional:
         _check_classes(config.prior, info)

@@ -14,7 +14,7 @@ from ..objectives.corruption import parse_corruption
 from ..objectives.reconstruction import Reconstruction
 from ..registry import Entry, register
 from ..train.objective import Noise
-from .vae import OPTIM, CoderConfig, autoencoder
+from .vae import OPTIM, CoderConfig, autoencoder, check_network
 
 _LOSS = "Loss"
 WEIGHT = 3.0  # of the sparsity's KL: on MNIST a mean activation of 0.050 for a rho of 0.05
@@ -62,9 +62,10 @@ def objective(module: nn.Module, config: AeConfig, info: Info) -> Reconstruction
     """The reconstruction loss of `module`, from corrupted images where asked, with its sparsity's price.
 
     Raises:
-        InputError: the corruption is unknown or out of range.
+        InputError: the corruption is unknown or out of range, or an option is given that nothing reads.
     """
     assert isinstance(module, Autoencoder)
+    check_network(config, vector=module.latent_shape[1:] == (1, 1))
     weight = WEIGHT if config.sparsity_weight is None else config.sparsity_weight
     return Reconstruction(module, config.recon, weight, corrupt=parse_corruption(config.corrupt))
 

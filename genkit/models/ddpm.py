@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import arg, flag
+from ..config import arg, check_read
 from ..data.source import Batch, Info
 from ..diffusion.denoiser import Denoiser, bind
 from ..diffusion.samplers import ddim
@@ -175,19 +175,20 @@ def _check_idle(config: DdpmConfig) -> None:
     """Refuse a value for an option that nothing reads; checkpoints are not held to it.
 
     Raises:
-        InputError: naming the option and what would read it.
+        InputError: naming the option and what would read it, or classes that are never shown.
     """
+    lognormal = config.time_sampling == "lognormal", "--time-sampling lognormal"
     readers = {
         "label_dropout": (config.class_conditional, "--class-conditional"),
         "gamma": (config.weighting == "min-snr", "--weighting min-snr"),
         "vlb_weight": (config.loss == "hybrid", "--loss hybrid"),
-        "time_mean": (config.time_sampling == "lognormal", "--time-sampling lognormal"),
-        "time_std": (config.time_sampling == "lognormal", "--time-sampling lognormal"),
+        "time_mean": lognormal,
+        "time_std": lognormal,
         "data_std": (config.target == "edm", "--target edm"),
     }
-    for name, (is_read, reader) in readers.items():
-        if not is_read and getattr(config, name) != getattr(DdpmConfig, name):
-            raise InputError(f"{flag(name)} {getattr(config, name)} is read by {reader} only; leave it out")
+    check_read(config, readers)
+    if config.class_conditional and config.label_dropout == 1:
+        raise InputError("--label-dropout 1 never shows a class; lower it, or drop --class-conditional")
 
 
 def objective(module: nn.Module, config: DdpmConfig, info: Info) -> Diffusion:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import noise as rng
-from ..config import arg
+from ..config import arg, check_read
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.adversarial import Critic, Generator
@@ -60,7 +60,12 @@ def build(config: GanConfig, info: Info) -> Generator:
 
 
 def objective(module: nn.Module, config: GanConfig, info: Info) -> Gan:
-    """The game of `module` and a new critic."""
+    """The game of `module` and a new critic.
+
+    Raises:
+        InputError: an option is given that nothing reads.
+    """
+    check_read(config, {"gp_weight": (config.gan_loss == "wgan-gp", "--gan-loss wgan-gp")})
     critic: nn.Module = Critic(info.shape, config.critic_width or config.width)
     if config.spectral_norm:
         critic = Normalised(critic)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from .. import noise as rng
 from ..codecs.hierarchical import HierarchicalAutoencoder, Hierarchy
-from ..config import arg
+from ..config import arg, check_read
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.coders import coders
 from ..objectives.reconstruction import RECON, Reconstruction
 from ..registry import Entry, register
-from .vae import NetworkConfig
+from .vae import NetworkConfig, check_network
 
 _NETWORK, _LOSS = "Network", "Loss"
 
@@ -93,7 +93,13 @@ def build(config: HvaeConfig, info: Info) -> HierarchicalAutoencoder:
 
 
 def objective(module: nn.Module, config: HvaeConfig, info: Info) -> Reconstruction:
-    """The -ELBO of `module`, its KL that of the whole hierarchy."""
+    """The -ELBO of `module`, its KL that of the whole hierarchy.
+
+    Raises:
+        InputError: an option is given that nothing reads.
+    """
+    check_network(config, vector=True)
+    check_read(config, {"hidden": ("," in config.latents, "a hierarchy of two levels or more")})
     known: Any = module  # has all of an Autoencoder that the objective asks for
     assert isinstance(module, HierarchicalAutoencoder)
     return Reconstruction(known, config.recon, config.beta, warmup=config.kl_warmup)

@@ -26,13 +26,13 @@ class Loaded(NamedTuple):
         return f"{self.checkpoint.path} is {with_article(self.checkpoint.model)}"
 
 
-def load_model(path: Path, verb: str | None = None) -> Loaded:
+def load_model(path: Path | str, verb: str | None = None) -> Loaded:
     """The model in a checkpoint file or run folder.
 
     Raises:
         InputError: when the file is damaged, of an unknown model, or the model does not serve `verb`.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(Path(path))
     entry = find(checkpoint.model)
     if verb is not None and verb not in entry.verbs:
         raise InputError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import noise as rng
 from ..codecs.autoencoder import Autoencoder
 from ..codecs.bottlenecks import GaussianBottleneck, IdentityBottleneck
-from ..config import arg
+from ..config import arg, check_read
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.coders import WIDTHS, BlackAndWhite, coders, halvings
@@ -106,6 +106,19 @@ class VaeConfig(CoderConfig, JudgeConfig):
     )
 
 
+def check_network(config: NetworkConfig, vector: bool) -> None:
+    """Refuse a value for an option that the network has no use for; checkpoints are not held to it.
+
+    vector: whether the code is one, not a map.
+
+    Raises:
+        InputError: naming the option and what would read it.
+    """
+    conv = config.arch == "conv"
+    dense = conv and vector, "a convolutional network whose code is a vector"
+    check_read(config, {"blocks": (conv, "--arch conv"), "dense": dense})
+
+
 def latent_shape(text: str, info: Info) -> tuple[int, int, int]:
     """(C, H, W) of a code written as `20` or `4x7x7`.
 
@@ -161,17 +174,22 @@ def build(config: VaeConfig, info: Info) -> Autoencoder:
     """The autoencoder for images like those of `info`.
 
     Raises:
-        InputError: see `autoencoder` and `judge.check_judge`; or --free-bits without a posterior.
+        InputError: see `autoencoder` and `judge.check_judge`.
     """
     check_judge(config, config.adversarial)
-    if config.free_bits > 0 and config.bottleneck != "gaussian":
-        raise InputError(f"--free-bits {config.free_bits:g} needs --bottleneck gaussian: no KL, nothing free")
     return autoencoder("vae", config, info, BOTTLENECKS[config.bottleneck](), config.binarise != "none")
 
 
 def objective(module: nn.Module, config: VaeConfig, info: Info) -> Objective:
-    """The -ELBO of `module`, as `config` weighs it, with the judges that it asks for."""
+    """The -ELBO of `module`, as `config` weighs it, with the judges that it asks for.
+
+    Raises:
+        InputError: an option is given that nothing reads.
+    """
     assert isinstance(module, Autoencoder)
+    check_network(config, vector=module.latent_shape[1:] == (1, 1))
+    posterior = config.bottleneck == "gaussian", "--bottleneck gaussian"
+    check_read(config, dict.fromkeys(("beta", "kl_warmup", "free_bits"), posterior))
     elbo = Reconstruction(
         module,
         config.recon,
