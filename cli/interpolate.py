@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genkit import machine
-from genkit.config import REQUIRED, arg
+from genkit.config import REQUIRED, arg, check_read
 from genkit.diffusion.denoiser import Denoiser, bind
 from genkit.diffusion.interpolation import METHODS, path
 from genkit.diffusion.inversion import invert
@@ -19,15 +19,16 @@ from genkit.io.checkpoint import command_line
 from genkit.io.images import tile
 from genkit.io.latents import load_latents
 from genkit.models.load import Loaded
-from genkit.models.prior import Parts, own_codes
+from genkit.models.prior import Parts, Prior, draw_codes, own_codes, prior_of
 from genkit.models.sampling import initial_noise, prepare, sampling_times
 
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
-from .conditions import ConditionConfig, classes_of, parse_labels, parted
+from .conditions import ConditionConfig, check_null, classes_of, parse_labels, parted
+from .console import say
 from .invert import source_labels
 from .methods import own_spacing
 from .options import make
-from .outputs import Folder, Out, parse_out, report_folder, write_animation, write_picture
+from .outputs import Folder, Out, check_finite, parse_out, report_folder, write_animation, write_picture
 from .preview import check_codec, codec_for, load_codec, scaling
 from .replay import replay_of
 from .sample import last
@@ -43,7 +44,7 @@ class InterpolateConfig:
     out: str = arg("interpolation.png", "x.png strip, x.gif, or dir/ of frames.", short="-o")
     count: int = arg(9, "Frames, both ends included.", min=2, short="-n")
     method: str = arg("slerp", "Along the great circle, or straight.", choices=METHODS)
-    rows: int = arg(1, "With seeds: strips of this many images of each seed, one below the other.", min=1)
+    rows: int = arg(1, "Strips, one below the other: of so many images of each seed, source or file.", min=1)
     steps: int = arg(50, "Network evaluations of a diffusion model.", min=1)
     label: str | None = arg(
         None,
@@ -73,16 +74,15 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
     out = parse_out(config.out, ("folder", "png", "gif"))
     device = machine.pick_device(run.device)
     loaded = load(config.model, "interpolate")
-    space = (
-        diffusion_space(loaded, config, run, device)
-        if isinstance(loaded.module, Denoiser)
-        else codec_space(loaded, run, device)
-    )
-    kinds = [kind_of(text) for text in (config.a, config.b)]
-    if kinds[0] != kinds[1]:
-        raise InputError(f"{config.a} is {kinds[0]} and {config.b} {kinds[1]}; give two of the same kind")
+    check_ends(config)
+    prior = None
+    if isinstance(loaded.module, Denoiser):
+        space = diffusion_space(loaded, config, run, device)
+    else:
+        prior = seeds_of(loaded) if config.a.isdecimal() else None
+        space = codec_space(loaded, config, run, device, prior)
     labels = asked_labels(config, loaded)
-    strips = []
+    strips, marks = [], []
     for row in range(config.rows):
         ends = [
             end_point(text, row, loaded, space, config, data, device, label)
@@ -92,19 +92,45 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
             raise InputError(
                 f"{config.a} and {config.b} differ in shape: {ends[0].x.shape} and {ends[1].x.shape}"
             )
+        marks.append([[end.mark, end.label] for end in ends])
         between = path(ends[0].x[0], ends[1].x[0], config.count, config.method)
         cond = conditions(loaded, ends, config.count, device)
         parts = torch.arange(config.count, device=device).split(run.batch_size)
         shown = [space.show(between[i], None if cond is None else cond[i]) for i in parts]
         strips.append(torch.cat(shown).cpu())
-    _write(out, torch.stack(strips), config, loaded)
+    settings = {
+        "ends": marks,
+        "frames": config.count,
+        "method": config.method,
+        "steps": config.steps,
+        "precision": machine.resolve_precision(run.precision, device),
+        "model": loaded.checkpoint.sha256,
+        "prior": prior.sha256 if prior is not None else None,
+    }
+    _write(out, torch.stack(strips), config, settings)
 
 
 class End(NamedTuple):
-    """x: (1, *S) the point; label: its class as the model counts them, None without one."""
+    """x: (1, *S) the point; mark: what it was made of; label: its class as the model counts them, None
+    without one."""
 
     x: Tensor
+    mark: str
     label: int | None = None
+
+
+def check_ends(config: InterpolateConfig) -> None:
+    """Refuse two ends that no path joins.
+
+    Raises:
+        InputError: they are of different kinds, or seeds are out of range.
+    """
+    kinds = [kind_of(text) for text in (config.a, config.b)]
+    if kinds[0] != kinds[1]:
+        raise InputError(f"{config.a} is {kinds[0]} and {config.b} {kinds[1]}; give two of the same kind")
+    for text in (config.a, config.b):
+        if text.isdecimal() and int(text) >= 2**63:
+            raise InputError(f"seed {text} is out of range; the largest is {2**63 - 1}")
 
 
 def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None, int | None]:
@@ -115,6 +141,11 @@ def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None,
     """
     if config.label is None:
         return None, None
+    if not isinstance(loaded.module, Denoiser) and not parted(loaded):
+        raise InputError(
+            f"--label {config.label} needs classes and {loaded.checkpoint.path} knows none; use a "
+            "class-conditional diffusion model, or `train aae --prior mixture --class-conditional`"
+        )
     if parted(loaded):
         if not (config.a.isdecimal() and config.b.isdecimal()):
             raise InputError(
@@ -137,6 +168,8 @@ def conditions(loaded: Loaded, ends: list[End], count: int, device: torch.device
     model: Any = loaded.module
     if not getattr(model, "classes", 0):
         return None
+    if any(end.label is None for end in ends):
+        check_null(loaded, "an end without --label")
     labels = [model.classes if end.label is None else end.label for end in ends]
     a, b = model.embed(torch.tensor(labels, device=device))
     return torch.lerp(a, b, torch.linspace(0, 1, count, device=device)[:, None])
@@ -157,9 +190,20 @@ class Space:
         self.shape, self.show = shape, show
 
 
-def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> Space:
-    """The latents of an autoencoder."""
+def codec_space(
+    loaded: Loaded,
+    config: InterpolateConfig,
+    run: PrecisionConfig,
+    device: torch.device,
+    prior: Prior | None,
+) -> Space:
+    """The latents of an autoencoder; seeds are codes of `prior`, None for the model's own.
+
+    Raises:
+        InputError: an option of diffusion models is given.
+    """
     module: Any = loaded.module.to(device)
+    check_read(config, dict.fromkeys(("steps", "codec"), (False, "diffusion models")))
     precision = machine.resolve_precision(run.precision, device)
 
     @torch.inference_mode()
@@ -175,6 +219,10 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
             return module.decode(z)
 
     def of_seed(seed: int, index: Tensor, label: int | None) -> Tensor:
+        if prior is not None:
+            if label is not None:
+                raise InputError(f"a fitted prior knows no classes; leave --label {label} out")
+            return draw_codes(prior, seed, index, module.latent_shape)
         if not parted(loaded):
             return own_codes(module, seed, index)
         classes = len(loaded.info.classes)
@@ -183,6 +231,22 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device) -> S
         return own_codes(module, seed, index, Parts(told, classes))
 
     return Space(of_images, of_seed, ("latents",), module.latent_shape, show)
+
+
+def seeds_of(loaded: Loaded) -> Prior | None:
+    """The fitted prior that seeds are codes of, None for the model's own; as `sample prior` has it.
+
+    Raises:
+        InputError: the model has neither.
+    """
+    bottleneck = getattr(loaded.module, "bottleneck", None)
+    if bottleneck is not None and not bottleneck.has_prior and "sample prior" not in loaded.entry.verbs:
+        raise InputError(f"{loaded.what()}, whose codes no seed gives; give two images")
+    path, sha256 = loaded.checkpoint.path, loaded.checkpoint.sha256
+    prior, words = prior_of(loaded.module, path, sha256, None)
+    if words:
+        say(f"prior: {words}")
+    return prior
 
 
 def diffusion_space(
@@ -233,7 +297,7 @@ def end_point(
         InputError: when it is none of them, or belongs to another model.
     """
     if text.isdecimal():
-        return End(space.of_seed(int(text), torch.tensor([row], device=device), label), label)
+        return End(space.of_seed(int(text), torch.tensor([row], device=device), label), f"seed {text}", label)
     if Path(text).suffix == ".safetensors":
         return _of_file(text, row, loaded, space, device, label)
     if not Path(text).exists():
@@ -250,12 +314,13 @@ def _of_file(
     if not len(z):
         raise InputError(f"{text} holds {len(latents.z)} points; --rows asks for more")
     check_shape(tuple(z.shape[1:]), space.shape, text)
+    mark = f"{latents.sha256} {row}"
     if latents.kind == "noise":
         labels = replay_of(latents, text, loaded).labels
-        return End(z, int(labels[row]) if label is None and labels is not None else label)
+        return End(z, mark, int(labels[row]) if label is None and labels is not None else label)
     if not isinstance(loaded.module, Denoiser):
         check_codec(loaded, latents.codec, text)
-        return End(z)
+        return End(z, mark)
     if info.codec != latents.codec:
         raise InputError(f"{text} holds latents of another codec than the model's training data")
     if label is None and latents.labels is not None and loaded.module.classes:
@@ -263,7 +328,7 @@ def _of_file(
         label = info.classes.index(name) if name in info.classes else None
     # the model's own normalisation: the file's was measured on whatever it holds
     shift, scale = scaling(info, device)
-    return End(space.of_images((z - shift) / scale, label), label)
+    return End(space.of_images((z - shift) / scale, label), mark, label)
 
 
 def _of_image(
@@ -276,40 +341,32 @@ def _of_image(
     device: torch.device,
     label: int | None,
 ) -> End:
-    """The end that is image `row` of a source, or its last; through the codec where the model works on
-    latents."""
+    """The end that is image `row` of a source; through the codec where the model works on latents."""
     info = loaded.info
     codec = None
     if info.kind == "latents":
         codec = load_codec(info, config.codec, loaded.checkpoint.path.parent)
     source = open_data(text, data, codec or loaded)
     check_shape(source.info.shape, (codec or loaded).info.shape, text)
-    place = min(row, len(source) - 1)
+    if row >= len(source):
+        raise InputError(f"{text} holds {len(source)} images; --rows asks for more")
     if label is None and isinstance(loaded.module, Denoiser) and loaded.module.classes:
-        found = source_labels(source, loaded, None, text, place + 1)
-        label = None if found is None else int(found[place])
-    x = next(iter(source.batches(iter([torch.tensor([place])]), device))).x
+        found = source_labels(source, loaded, None, text, row + 1)
+        label = None if found is None else int(found[row])
+    x = next(iter(source.batches(iter([torch.tensor([row])]), device))).x
     if codec is not None:
         module: Any = codec.module.to(device)
         shift, scale = scaling(info, device)
         with torch.inference_mode():
             x = (module.encode(x).z - shift) / scale
-    return End(space.of_images(x, label), label)
+    return End(space.of_images(x, label), f"{source.info.fingerprint} {row}", label)
 
 
-def _write(out: Out, strips: Tensor, config: InterpolateConfig, loaded: Loaded) -> None:
-    """(rows, frames, C, H, W) in the form that -o asks for."""
+def _write(out: Out, strips: Tensor, config: InterpolateConfig, settings: dict[str, Any]) -> None:
+    """(rows, frames, C, H, W) in the form that -o asks for; a folder goes on with the same settings only."""
     frames = strips.shape[1]
-    settings = {
-        "a": config.a,
-        "b": config.b,
-        "frames": frames,
-        "method": config.method,
-        "label": config.label,
-        "steps": config.steps,
-        "model": loaded.checkpoint.sha256,
-    }
-    about = {**settings, "command": command_line()}
+    check_finite(strips)
+    about = {**settings, "a": config.a, "b": config.b, "command": command_line()}
     if out.form == "png":
         write_picture(out, tile(strips.flatten(0, 1), columns=frames, least=640), about, config.json)
     elif out.form == "gif":

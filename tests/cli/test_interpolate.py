@@ -1,0 +1,71 @@
+"""genkit interpolate: what a folder of frames depends on, and the ends that make no path."""
+
+import shutil
+
+import pytest
+from cli_tools import genkit
+from PIL import Image
+
+FAST = ("-n", "3", "--steps", "2", "--device", "cpu", "--precision", "fp32")
+
+
+def run(capfd, *arguments):
+    """What stderr said of a command that did what it was asked."""
+    code, _, err = genkit(capfd, *arguments)
+    assert code == 0, err
+    return err
+
+
+def refusal(capfd, *arguments):
+    """The last line of a refusal."""
+    code, out, err = genkit(capfd, *arguments)
+    assert (code, out) == (2, ""), err
+    return err.splitlines()[-1]
+
+
+def test_frames_are_not_kept_for_other_ends(work, capfd):
+    """Oracle: the same command goes on, and refuses the frames once a file at an end has changed."""
+    run(capfd, "sample", "ddim", "-m", "runs/ddpm", "-n", "3", "--steps", "2", "-o", "img/")
+    command = ("interpolate", "img/000000.png", "img/000001.png", "-m", "runs/ddpm", *FAST, "-o", "way/")
+    run(capfd, *command)
+    assert "3 of 3 were there already" in run(capfd, *command)
+    shutil.copy("img/000002.png", "img/000000.png")
+    assert "ends:" in refusal(capfd, *command)
+    run(capfd, *command, "--fresh")
+    assert "precision: fp32 -> bf16" in refusal(capfd, *command, "--precision", "bf16")
+
+
+def test_seeds_are_codes_of_the_prior_that_sampling_draws_from(work, capfd):
+    """Oracle: `sample prior` with the fitted prior; without one, a model that has none of its own refuses."""
+    ends = ("interpolate", "3", "4", "-m", "runs/ae", "-n", "2", "--precision", "fp32")
+    assert "fit one with `genkit fit-prior runs/ae`" in refusal(capfd, *ends, "-o", "way/")
+    run(capfd, "fit-prior", "runs/ae", "--kind", "gaussian")
+    assert "prior: runs/ae/prior.safetensors" in run(capfd, *ends, "-o", "way/")
+    run(
+        capfd, "sample", "prior", "-m", "runs/ae", "--seed", "3", "-n", "1", "--precision", "fp32", "-o", "s/"
+    )
+    with Image.open("way/000000.png") as a, Image.open("s/000000.png") as b:
+        assert a.tobytes() == b.tobytes()
+
+
+def test_tokens_are_no_seeds(work, capfd):
+    """Oracle: a codebook has no prior, fitted or not."""
+    tiny = ("--latent", "4x4x4", "--width", "8", "--blocks", "0", "--codes", "8", "--steps", "1")
+    run(capfd, "train", "vqvae", *tiny, "--device", "cpu", "-o", "runs/vq")
+    assert "give two images" in refusal(capfd, "interpolate", "1", "2", "-m", "runs/vq")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("1", "9223372036854775808", "-m", "runs/vae"), "seed 9223372036854775808 is out of range"),
+        (("1", "2", "-m", "runs/vae", "--label", "3"), "needs classes"),
+        (("1", "a.png", "-m", "runs/vae"), "give two of the same kind"),
+        (("a.png", "a.png", "-m", "runs/vae", "--rows", "2"), "a.png holds 1 images; --rows asks for more"),
+    ],
+)
+def test_refusals(work, capfd, arguments, message):
+    """Oracle: exit 2, one line, no file."""
+    Image.new("L", (8, 8)).save("a.png")
+    assert message in refusal(capfd, "interpolate", *arguments, "-o", "x.png")
+    assert not (work / "x.png").exists()
