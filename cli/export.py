@@ -13,6 +13,7 @@ from genkit.models.load import load_model
 from .common import RUNS
 from .console import emit, say
 from .options import make
+from .outputs import check_parents
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def _export(config: ExportConfig) -> None:
 
 def _in_the_way(config: ExportConfig, names: tuple[str, ...]) -> str:
     """Why files of these names cannot be written to -o; empty where they can."""
+    check_parents(config.out)
     if config.out.exists() and not config.out.is_dir():
         return f"-o {config.out} is a file; give a folder"
     there = [name for name in names if (config.out / name).exists()]

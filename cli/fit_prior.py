@@ -21,6 +21,7 @@ from genkit.models.prior import KINDS, MOST, PRIOR, Prior, distance, fit_mixture
 from .common import DataConfig, PrecisionConfig, check_shape, load, open_data
 from .console import Meter, emit, say
 from .options import make
+from .outputs import check_parents
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,15 @@ def _fit(config: FitPriorConfig, data: DataConfig, run: PrecisionConfig) -> None
     machine.tune_allocator()
     if config.kind == "gaussian" and config.components is not None:
         raise InputError(f"--components {config.components} is for --kind gmm; a gaussian is one")
+    if config.out is not None:
+        check_parents(config.out)
     if config.out is not None and (config.out.suffix != ".safetensors" or config.out.is_dir()):
         raise InputError(f"-o {config.out} is no form of output here; use x.safetensors")
     components = 1 if config.kind == "gaussian" else config.components or 10
     loaded = load(config.model, "encode")
     module = loaded.module
     if not isinstance(module, Autoencoder):
-        raise InputError(f"{loaded.what()}, whose codes are not normal")
+        raise InputError(f"{loaded.what()}, and a prior is fitted to the codes of an ae, aae or vae")
     if "sample prior" not in loaded.entry.verbs:
         raise InputError(
             f"{loaded.what()}, which `sample prior` does not draw from; train "

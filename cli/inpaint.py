@@ -24,14 +24,14 @@ from genkit.models.load import Loaded
 from genkit.models.sampling import initial_noise, prepare, sampling_times, step_noise
 
 from .common import DataConfig, MachineConfig, check_shape, clips, load, open_data
-from .conditions import ConditionConfig, denoise_of, labels_of, load_guide, strength
+from .conditions import ConditionConfig, classes_of, denoise_of, labels_of, load_guide, strength
 from .console import say
 from .invert import SHOWN, source_labels
 from .masks import Masks, read_masks
 from .methods import own_spacing
 from .options import make
 from .outputs import Out, batched, deliver, parse_out
-from .preview import load_codec, scaling
+from .preview import check_codec_use, load_codec, scaling
 from .sample import last
 
 METHODS = ("repaint", "blend")
@@ -111,6 +111,13 @@ class Space(NamedTuple):
     codec: str = ""  # sha256
 
 
+class Tags(NamedTuple):
+    """labels: (n,) classes of the results, None without; names: what they are called."""
+
+    labels: Tensor | None
+    names: tuple[str, ...]
+
+
 def _inpaint(
     config: InpaintConfig, fill: FillConfig, condition: ConditionConfig, data: DataConfig, run: MachineConfig
 ) -> None:
@@ -119,6 +126,7 @@ def _inpaint(
     path = _check(config, fill)
     device = machine.pick_device(run.device)
     loaded = load(config.model, "inpaint")
+    check_codec_use(loaded.info, config.codec)
     codec = load_codec(loaded.info, config.codec, loaded.checkpoint.path.parent) if latent(loaded) else None
     source = open_data(config.images, data, codec or loaded)
     if source.info.kind != "images":
@@ -145,7 +153,8 @@ def _inpaint(
         prepare(loaded.module, device, precision, bool(run.compile))  # type: ignore[arg-type]
         draw = drawer(loaded, source, space, masks, fill, condition, labels, config.seed, device)
         say(f"inpaint: {len(_walk(fill))} network evaluations an image")
-        _deliver(config, run, source, masks, draw, n, out, settings, device)
+        tags = tags_of(labels, loaded, condition, source, n)
+        _deliver(config, run, source, masks, draw, n, out, settings, device, tags)
     finally:
         dist.stop()
 
@@ -192,10 +201,11 @@ def _deliver(
     out: Out,
     settings: dict[str, Any],
     device: torch.device,
+    tags: Tags,
 ) -> None:
     """Fill in what is still missing, put it where -o says, and draw the report."""
     shown: dict[int, Tensor] = {}
-    tags = source.labels[:n] if source.labels is not None else None
+    labels, names = tags
 
     def drawn(index: Tensor) -> Tensor:
         x = draw(index)
@@ -203,9 +213,7 @@ def _deliver(
         return x
 
     def wrap(x: Tensor) -> Latents:
-        return Latents(
-            x, "images", tags, model=settings["model"], classes=source.info.classes, extra=settings
-        )
+        return Latents(x, "images", labels, model=settings["model"], classes=names, extra=settings)
 
     deliver(
         "inpaint",
@@ -217,6 +225,7 @@ def _deliver(
         batch_size=run.batch_size,
         fresh=config.fresh,
         as_json=config.json,
+        classes=(lambda i: names[int(labels[i])]) if labels is not None and names else None,
     )
     if config.report is None or not dist.is_main():
         return
@@ -243,6 +252,16 @@ def classes_for(
     if condition.label is None:
         raise InputError("--classifier needs --label: the class that the result should have")
     return labels_of(loaded, condition, torch.arange(n))
+
+
+def tags_of(
+    labels: Tensor | None, loaded: Loaded, condition: ConditionConfig, source: Source, n: int
+) -> Tags:
+    """The classes that the results were given, `labels` (n,); where they were given none, the source's."""
+    names = classes_of(loaded, condition)
+    if labels is not None and int(labels.max()) < len(names):
+        return Tags(labels, names)
+    return Tags(source.labels[:n] if source.labels is not None else None, source.info.classes)
 
 
 def pixel_space() -> Space:

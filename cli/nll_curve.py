@@ -8,6 +8,8 @@ from genkit import io
 from genkit.errors import InputError
 from genkit.evaluate.nll import Nll, Point
 
+from .outputs import check_parents
+
 
 def curve_files(text: str) -> tuple[Path, ...]:
     """The files that -o asks for.
@@ -16,6 +18,7 @@ def curve_files(text: str) -> tuple[Path, ...]:
         InputError: for another suffix, or a path that is of the other kind.
     """
     path, suffix = Path(text), Path(text).suffix.lower()
+    check_parents(path)
     if suffix in (".csv", ".png"):
         if path.is_dir():
             raise InputError(f"-o {text} is a folder; name a file or drop the suffix")

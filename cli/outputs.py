@@ -15,7 +15,7 @@ from torch import Tensor
 from genkit import dist, io
 from genkit.errors import InputError, RunError
 from genkit.io.checkpoint import command_line
-from genkit.io.images import gif_bytes, picture, save_png, tile
+from genkit.io.images import gif_bytes, picture, read_about, save_png, tile
 from genkit.io.latents import Latents, latents_bytes
 
 from .console import Meter, emit, emit_bytes, say
@@ -55,11 +55,24 @@ def parse_out(text: str, allowed: tuple[str, ...] = ("folder", "png", "gif", "te
     if form == "stream" and sys.stdout.isatty():
         raise InputError("-o - writes a tensor stream; pipe it into another command or name a file")
     path = Path(text)
+    if form != "stream":
+        check_parents(path)
     if form == "folder" and path.exists() and not path.is_dir():
         raise InputError(f"-o {text} is a file; name a folder, or give a suffix (.png, .safetensors)")
     if form not in ("folder", "stream") and path.is_dir():
         raise InputError(f"-o {text} is a folder; name a file or drop the suffix")
     return Out(path, form)
+
+
+def check_parents(path: Path) -> None:
+    """Refuse a result below something that is no folder, before any work is done for it.
+
+    Raises:
+        InputError: there is such a thing above `path`.
+    """
+    for above in path.parents:
+        if above.exists() and not above.is_dir():
+            raise InputError(f"-o {path}: {above} is a file, and nothing can lie below it; choose another -o")
 
 
 class Folder:
@@ -118,6 +131,7 @@ class Folder:
             rows = csv.writer(table, lineterminator="\n")
             rows.writerow(("file_name", "label"))
             rows.writerows((self.name(i).name, classes(i)) for i in range(n))
+            rows.writerows(self._labelled_beyond(n))
             io.write_text(self.path / "metadata.csv", table.getvalue())
         shown = []
         most = GRID // columns * columns if columns else GRID  # full rows
@@ -128,6 +142,14 @@ class Folder:
                     pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).float() / 127.5 - 1
                 )
         save_png(self.path / "grid.png", tile(torch.stack(shown), columns), {"first": min(n, most)})
+
+    def _labelled_beyond(self, n: int) -> list[tuple[str, str]]:
+        """(file, class) of the pictures from index n on, which an earlier and larger request left."""
+        found = []
+        for path in sorted(self.path.glob("[0-9]*.png")):
+            if path.name > self.name(n - 1).name:
+                found.append((path.name, (read_about(path) or {}).get("class", "")))
+        return found
 
 
 def batched(indices: list[int], size: int) -> Iterator[Tensor]:
@@ -144,18 +166,28 @@ def write_tensors(
     name_tensors(out, latents, as_json, more)
 
 
+def check_finite(x: Tensor) -> None:
+    """Refuse to write what no verb could read, or a picture that would be black for no reason.
+
+    Raises:
+        RunError: x holds NaN or infinity.
+    """
+    if not x.isfinite().all():
+        raise RunError(
+            "the result holds NaN or infinity and is not written; try --precision fp32, more --steps or less "
+            "--guidance"
+        )
+
+
 def store_tensors(out: Out, latents: Latents) -> None:
     """The file or the stream itself.
 
     Raises:
-        RunError: they are not finite, so no verb could read them.
+        RunError: see `check_finite`.
     """
     if not dist.is_main():
         return
-    if not latents.z.isfinite().all():
-        raise RunError(
-            "the result holds NaN or infinity, nothing was written; try --precision fp32 or more --steps"
-        )
+    check_finite(latents.z)
     if out.form == "stream":
         emit_bytes(latents_bytes(latents))
     else:
@@ -219,6 +251,7 @@ def deliver(
             # a short last batch is filled up: one shape, and the same kernels, for every example
             padded = torch.cat([index, index[-1:].expand(min(batch_size, n) - len(index))])
             x = draw(padded)[: len(index)]
+            check_finite(x)
             if folder:
                 for i, image in zip(index.tolist(), x):
                     folder.add(i, image, {**about, **({"class": classes(i)} if classes else {})})

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genkit.diffusion.denoiser import Denoiser
 from genkit.diffusion.guidance import Null
 from genkit.diffusion.inversion import null_at
 from genkit.diffusion.schedules import SPACINGS
@@ -12,6 +13,8 @@ from genkit.errors import InputError
 from genkit.io.latents import Latents
 from genkit.models.load import Loaded
 from genkit.models.sampling import sampling_times
+
+from .common import check_shape
 
 
 class Replay(NamedTuple):
@@ -51,6 +54,17 @@ def replay_of(noise: Latents, name: str, loaded: Loaded) -> Replay:
         raise InputError(f"{name} has labels that its model does not know; invert the images again")
     if replay.spacing not in SPACINGS or (nulls is not None and nulls.shape[1] != replay.steps):
         raise InputError(f"{name} does not say how it was made; invert the images again")
+    check_shape(tuple(noise.z.shape[1:]), loaded.info.shape, name)
+    if nulls is not None:
+        if labels is None or not classes:
+            raise InputError(f"{name} has null embeddings and no classes; invert the images again")
+        assert isinstance(module, Denoiser)
+        width = module.embed(module.null(1)).shape[1]
+        if nulls.shape[2] != width:
+            raise InputError(
+                f"{name} has null embeddings of {nulls.shape[2]} numbers, and the model's have {width}; "
+                "invert the images again"
+            )
     return replay
 
 

@@ -28,9 +28,9 @@ from .common import DataConfig, MachineConfig, load, open_data
 from .conditions import ConditionConfig, labels_of, load_guide
 from .console import Meter, emit, say
 from .eval_fid import FeatureConfig, make_extractor
-from .methods import METHODS, SamplerConfig, settled
+from .methods import METHODS, SamplerConfig, check_churn, settled
 from .options import make
-from .outputs import batched
+from .outputs import batched, check_parents
 from .preview import codec_for
 from .sample import last, make_ready, stepper
 from .sweep_table import Cell, Table, line, short
@@ -74,13 +74,17 @@ def command(name: str) -> Any:
     return make(body, *groups, command=f"sweep {name}", help=f"A table of FIDs. {METHODS[name].help}")
 
 
+FIXED = ("noise", "classifier", "guidance_interval")  # options with no place for several values in --over
+
+
 def parse_axes(text: str, *groups: type) -> dict[str, list[Any]]:
     """Option -> values of `steps=10,20 eta=0,1`; values have the type of the option's field.
 
     Raises:
-        InputError: for another form, an unknown option or a value of another type.
+        InputError: for another form, an unknown option or one that stands twice, or a value of another type.
     """
     hints = {name: hint for group in groups for name, hint in typing.get_type_hints(group).items()}
+    hints = {name: hint for name, hint in hints.items() if name not in FIXED}
     axes: dict[str, list[Any]] = {}
     for part in text.split():
         name, sign, values = part.partition("=")
@@ -89,6 +93,8 @@ def parse_axes(text: str, *groups: type) -> dict[str, list[Any]]:
             raise InputError(f'--over must read like "steps=10,20,50 eta=0,1", got {part!r}')
         if name not in hints:
             raise unknown("option in --over", name, hints)
+        if name in axes:
+            raise InputError(f"{name} stands twice in --over {text!r}; list its values behind one")
         axes[name] = [_value(name, value, hints[name]) for value in values.split(",")]
     if not axes:
         raise InputError('--over is empty; it reads like "steps=10,20,50 eta=0,1"')
@@ -147,8 +153,11 @@ def plan(
         InputError: a value that its option does not take, or a sweep over noise files.
     """
     axes = parse_axes(config.over, type(sampler), ConditionConfig)
-    if sampler.noise is not None or "noise" in axes:
+    if sampler.noise is not None:
         raise InputError("a sweep draws its images from --seed, so --noise cannot be; use `genkit sample`")
+    check_parents(config.out)
+    if not any(name.startswith("churn") for name in axes):
+        check_churn(sampler)
     cells: list[Cell] = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     job = Job(method, config, sampler, condition, features, data, run, axes, cells)
     for cell in cells:  # wrong values are found before the first image is drawn
@@ -217,6 +226,7 @@ def _settings(job: Job, loaded: Loaded, judge: Judge) -> dict[str, Any]:
         "n": job.config.count,
         "real": judge.real.fingerprint or judge.real.name,
         "features": judge.extractor.identity,
+        "over": list(job.axes),
         **{k: v for k, v in plain.items() if k not in job.axes},
     }
 

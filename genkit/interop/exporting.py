@@ -163,7 +163,10 @@ def _uneven(network: UNet) -> list[str]:
     if len(counts) == 1:
         return []
     found = ", ".join(map(str, counts))
-    remedy = "train with a --norm-groups that divides every level's channels"
+    if any(isinstance(m, Attention) for level in network.down for m in level.modules()):
+        remedy = "attention has 32: train with --norm-groups 32 and a --width that 64 divides"
+    else:
+        remedy = "train with a --norm-groups twice which divides every level's channels"
     return [f"norms of {found} groups (it has one number for all; {remedy})"]
 
 

@@ -214,7 +214,7 @@ BAD = [
     ),
     (
         ("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "--over", "noise=a,b"),
-        "--noise",
+        "--over",
     ),
     (
         ("sweep", "ddim", "digits", "-m", "runs/ddpm", "--features", "runs/clf", "--over", "guidance=2"),
@@ -289,3 +289,47 @@ def test_a_classifier_of_latents_knows_their_normalisation(work, capfd):
     code, _, err = genkit(capfd, *draw, "--classifier", "runs/other")
     assert code == 2
     assert "other latents than the model's" in err
+
+
+def test_a_table_is_of_one_set_of_options(work, capfd):
+    """Oracle: another option in --over is another table; one that stands twice is none."""
+    common = ("sweep", "ddim", "digits", "-m", "runs/cond", "--features", "runs/clf", "-n", "4", "-o", "sw")
+    assert genkit(capfd, *common, "--over", "steps=2")[0] == 0
+    for over, message in (
+        ("steps=2 guidance=1,2", "over: ['steps'] -> ['steps', 'guidance']"),
+        ("steps=2 steps=3", "steps stands twice"),
+        ("classifier=runs/guide", "unknown option in --over"),
+    ):
+        code, out, err = genkit(capfd, *common, "--over", over)
+        assert (code, out) == (2, "")
+        assert message in err.splitlines()[-1]
+
+
+def test_fewer_pictures_keep_the_classes_of_the_rest(work, capfd):
+    """Oracle: a folder of 7, asked again for 3, holds 7 pictures with the classes that they had."""
+    draw = ("sample", "ddim", "-m", "runs/cond", "--steps", "2", "-o", "img/")
+    assert genkit(capfd, *draw, "-n", "7")[0] == 0
+    before = (work / "img/metadata.csv").read_text()
+    assert genkit(capfd, *draw, "-n", "3")[0] == 0
+    assert (work / "img/metadata.csv").read_text() == before
+    assert len(before.splitlines()) == 8
+
+
+@pytest.mark.parametrize("out", ["img/", "x.png", "x.safetensors"])
+def test_what_is_not_finite_is_not_written(work, capfd, out):
+    """Oracle: exit 1 and a remedy in every form of output; a picture would be black without a word."""
+    draw = ("sample", "ddim", "-m", "runs/cond", "-n", "2", "--steps", "3", "--no-clip", "--guidance", "1e38")
+    code, _, err = genkit(capfd, *draw, "--precision", "fp32", "-o", out)
+    assert code == 1
+    assert "NaN or infinity" in err.splitlines()[-1]
+    assert not list(work.glob("img/*.png")) + list(work.glob("x.*"))
+
+
+def test_nothing_lies_below_a_file(work, capfd):
+    """Oracle: refused before a picture is drawn, with the file's name."""
+    (work / "g").write_text("")
+    for out in ("g/x.safetensors", "g/a/x.png", "g/img/"):
+        code, _, err = genkit(capfd, "sample", "ddim", "-m", "runs/cond", "-n", "1", "-o", out)
+        assert code == 2
+        assert "g is a file" in err.splitlines()[-1]
+        assert err.count("\n") == 1

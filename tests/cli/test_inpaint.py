@@ -264,3 +264,15 @@ def test_one_wrong_mask_of_a_folder(work, capfd):
 def test_names_that_agree(masks, images, wanted):
     """Oracle: by hand: bare names, paths where folders repeat these, suffixes where all else is the same."""
     assert by_name(masks, images) == wanted
+
+
+def test_the_class_is_the_one_that_was_asked_for(work, capfd):
+    """Oracle: --label, in the tensors' record and in the folder's metadata.csv; without it the source's."""
+    make_mask()
+    assert run(capfd, "-n", "2", "--label", "8", "-o", "x.safetensors", model="cond")[0] == 0
+    assert io.load_latents(work / "x.safetensors", ("images",)).labels.tolist() == [8, 8]
+    assert run(capfd, "-n", "2", "--label", "8", "-o", "img/", model="cond")[0] == 0
+    assert (work / "img/metadata.csv").read_text().splitlines()[1:] == ["000000.png,8", "000001.png,8"]
+    assert run(capfd, "-n", "2", "-o", "own/", model="ddpm")[0] == 0
+    own = [line.split(",")[1] for line in (work / "own/metadata.csv").read_text().splitlines()[1:]]
+    assert own == [str(int(label)) for label in open_source("digits:test").labels[:2]]

@@ -178,6 +178,14 @@ def test_null_embeddings_that_do_not_fit_are_refused(work, capfd):
             noise_of("bad.safetensors")
     with pytest.raises(InputError, match="does not say how"):
         replay_of(noise._replace(nulls=noise.nulls[:, :4]), "bad", loaded)
+    wrong = [
+        (noise._replace(z=noise.z[..., :4]), "shape"),
+        (noise._replace(nulls=noise.nulls[..., :5]), "embeddings of 5 numbers"),
+        (noise._replace(labels=None), "no classes"),
+    ]
+    for bad, message in wrong:
+        with pytest.raises(InputError, match=message):
+            replay_of(bad, "bad", loaded)
     with pytest.raises(InputError, match="labels that its model does not know"):
         replay_of(noise._replace(labels=noise.labels + 20), "bad", loaded)
 
