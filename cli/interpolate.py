@@ -17,7 +17,7 @@ from genkit.diffusion.samplers import ddim
 from genkit.errors import InputError
 from genkit.io.checkpoint import command_line
 from genkit.io.images import tile
-from genkit.io.latents import load_latents
+from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 from genkit.models.prior import Parts, Prior, draw_codes, own_codes, prior_of
 from genkit.models.sampling import initial_noise, prepare, sampling_times
@@ -28,7 +28,16 @@ from .console import say
 from .invert import source_labels
 from .methods import own_spacing
 from .options import make
-from .outputs import Folder, Out, check_finite, parse_out, report_folder, write_animation, write_picture
+from .outputs import (
+    Folder,
+    Out,
+    check_finite,
+    parse_out,
+    report_folder,
+    write_animation,
+    write_picture,
+    write_tensors,
+)
 from .preview import check_codec, codec_for, load_codec, scaling
 from .replay import replay_of
 from .sample import last
@@ -41,7 +50,11 @@ class InterpolateConfig:
     a: str = arg(REQUIRED, "A seed (a whole number), an image, or a latents or noise file.", positional=True)
     b: str = arg(REQUIRED, "The other end, of the same kind.", positional=True)
     model: Path | None = arg(None, "Run folder or checkpoint; default: the newest run that fits.", short="-m")
-    out: str = arg("interpolation.png", "x.png strip, x.gif, or dir/ of frames.", short="-o")
+    out: str = arg(
+        "interpolation.png",
+        "x.png strip, x.gif, dir/ of frames, x.safetensors, or - for a stream.",
+        short="-o",
+    )
     count: int = arg(9, "Frames, both ends included.", min=2, short="-n")
     method: str = arg("slerp", "Along the great circle, or straight.", choices=METHODS)
     rows: int = arg(1, "Strips, one below the other: of so many images of each seed, source or file.", min=1)
@@ -71,7 +84,7 @@ def command(name: str) -> Any:
 
 def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
-    out = parse_out(config.out, ("folder", "png", "gif"))
+    out = parse_out(config.out)
     device = machine.pick_device(run.device)
     loaded = load(config.model, "interpolate")
     check_ends(config)
@@ -372,6 +385,9 @@ def _write(out: Out, strips: Tensor, config: InterpolateConfig, settings: dict[s
     elif out.form == "gif":
         there = [tile(strips[:, i], least=256) for i in range(frames)]
         write_animation(out, [*there, *there[-2:0:-1]], config.json)
+    elif out.form in ("tensors", "stream"):
+        found = Latents(strips.flatten(0, 1), "images", model=settings["model"], extra=about)
+        write_tensors(out, found, config.json)
     else:
         folder = Folder(out.path, settings, config.fresh)
         pictures = strips.flatten(0, 1)

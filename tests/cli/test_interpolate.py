@@ -3,8 +3,11 @@
 import shutil
 
 import pytest
+import torch
 from cli_tools import genkit
 from PIL import Image
+
+from genkit import io
 
 FAST = ("-n", "3", "--steps", "2", "--device", "cpu", "--precision", "fp32")
 
@@ -33,6 +36,19 @@ def test_frames_are_not_kept_for_other_ends(work, capfd):
     assert "ends:" in refusal(capfd, *command)
     run(capfd, *command, "--fresh")
     assert "precision: fp32 -> bf16" in refusal(capfd, *command, "--precision", "bf16")
+
+
+def test_frames_as_tensors_are_those_of_the_folder(work, capfd):
+    """Oracle: the folder's pictures, to a level of 255."""
+    command = ("interpolate", "1", "2", "-m", "runs/ddpm", *FAST)
+    run(capfd, *command, "-o", "x.safetensors")
+    run(capfd, *command, "-o", "way/")
+    z = io.load_latents(work / "x.safetensors", ("images",)).z
+    assert z.shape == (3, 1, 8, 8)
+    for i, frame in enumerate(z):
+        with Image.open(f"way/{i:06d}.png") as image:
+            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, 8, 8)
+        assert (127.5 * (frame.clamp(-1, 1) + 1) - pixels).abs().max() <= 1
 
 
 def test_seeds_are_codes_of_the_prior_that_sampling_draws_from(work, capfd):
