@@ -37,6 +37,17 @@ def emit_bytes(data: bytes) -> None:
         sys.stdout.buffer.flush()
 
 
+def open_streams() -> None:
+    """Give the streams that the caller closed to the null device.
+
+    Otherwise the next file to be opened takes a stream's number, and print(file=None) writes to stdout what
+    stderr was to have.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (open for the life of the process)
+
+
 def quiet_stdout() -> None:
     """After a broken pipe: whoever read from us has enough, and closing stdout must not complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,11 +55,23 @@ def quiet_stdout() -> None:
 
 def exit_code(work: Callable[[], object]) -> int:
     """Run `work` and turn how it ended into an exit code: 0, 1 failed on the way, 2 wrong request, 130
-    interrupted."""
+    interrupted.
+
+    A broken pipe is no failure: 0.
+    """
     debug = os.environ.get("GENKIT_DEBUG") == "1"
     try:
         work()
         sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        quiet_stdout()
+        return 0
+    except SystemExit as stop:
+        # typer and rich turn a broken pipe into exit code 1
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        quiet_stdout()
         return 0
     except KeyboardInterrupt:
         say("genkit: interrupted")

@@ -163,8 +163,8 @@ def _print(scores: Scores, as_json: bool) -> None:
 def _lines(s: Scores) -> list[tuple[str, str]]:
     """What a person reads, in order."""
     lines = [
-        ("fake", f"{s.fake}  n = {s.n_fake}  {_shape(s.size_fake)}"),
-        ("real", f"{s.real}  n = {s.n_real}  {_shape(s.size_real)}"),
+        ("fake", f"{s.fake}  {_count(s.n_fake)}  {_shape(s.size_fake)}"),
+        ("real", f"{s.real}  {_count(s.n_real)}  {_shape(s.size_real)}"),
         ("features", s.extractor),
         ("resize", s.resize),
     ]
@@ -187,6 +187,11 @@ def _lines(s: Scores) -> list[tuple[str, str]]:
     if s.accuracy is not None:
         lines.append(("accuracy", f"{100 * s.accuracy:.2f} % of the fake images classified as their label"))
     return lines
+
+
+def _count(n: int | None) -> str:
+    """How many images; published statistics do not always say it."""
+    return "n unknown" if n is None else f"n = {n}"
 
 
 def _shape(size: tuple[int, int, int] | None) -> str:

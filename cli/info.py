@@ -17,7 +17,9 @@ class InfoConfig:
     """The file in question."""
 
     file: Path = arg(
-        REQUIRED, "A checkpoint, run folder, latents or statistics file, or a PNG.", positional=True
+        REQUIRED,
+        "A checkpoint, run folder, latents or statistics file, a PNG, or - for a stream.",
+        positional=True,
     )
     json: bool = arg(False, "Print everything as one JSON line.")
 
@@ -30,7 +32,10 @@ def command(name: str) -> Any:
 
 
 def _info(config: InfoConfig) -> None:
-    about = describe(config.file)
+    from .streams import read_input
+
+    source = read_input(str(config.file))
+    about = _tensors(source) if isinstance(source, bytes) else describe(source)
     if config.json:
         emit(about, True)
         return
@@ -45,8 +50,6 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: when genkit did not write it.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
     if path.suffix.lower() == ".png":
         from genkit.io.images import read_about
 
@@ -60,6 +63,8 @@ def describe(path: Path) -> dict[str, Any]:
             count = len(list(path.glob("[0-9]*.png")))
             return {**describe(inside), "kind": "folder of pictures", "pictures": count, "index": "0, …"}
         path = inside
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: info reads .safetensors, .png and the folders that genkit writes")
     return _tensors(path)
 
 
@@ -70,18 +75,13 @@ def _inside(folder: Path) -> Path:
     raise InputError(f"{folder} holds no checkpoint, shards or pictures of genkit")
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    if path.suffix == ".png":
-        return describe(path)
-    from safetensors import safe_open
-
+def _tensors(source: Path | bytes) -> dict[str, Any]:
+    """What a .safetensors file, or its bytes, says of itself."""
     from genkit.io import load_tensors, read_metadata
 
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: info reads .safetensors, .png and the folders that genkit writes")
-    metadata = read_metadata(path)
+    metadata = read_metadata(source)
     kind = metadata.get("kind", "?")
-    load_tensors(path, (kind,))  # a damaged file must not pass for a good one
+    tensors, _ = load_tensors(source, (kind,))  # all of it: a damaged file must not pass for a good one
     about: dict[str, Any] = {"kind": kind}
     for key, value in metadata.items():
         try:
@@ -90,17 +90,9 @@ def _tensors(path: Path) -> dict[str, Any]:
             about[key] = value
     if "captions" in about:
         about["captions"] = f"{len(about['captions'])} captions"
-    with safe_open(str(path), "pt") as file:
-        shapes = {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if len(shapes) <= 8:
         about["tensors"] = shapes
     else:
-        about["tensors"] = f"{len(shapes)} tensors, {sum(_size(s) for s in shapes.values()):,} values"
+        about["tensors"] = f"{len(shapes)} tensors, {sum(t.numel() for t in tensors.values()):,} values"
     return about
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from genkit.errors import unknown
 
-from .console import exit_code, say
+from .console import exit_code, open_streams, say
 
 ClickException = typer.BadParameter.__mro__[
     2
@@ -44,7 +44,7 @@ VERBS = {
     "eval-nll": Verb("eval_nll", "How likely a diffusion model or a VAE finds images.", "Measure"),
     "fit-prior": Verb("fit_prior", "Fit a prior to a codec's codes, and measure them.", "Make"),
     "sweep": Verb("sweep", "A table of FIDs over sampler settings.", "Measure"),
-    "plot": Verb("plot", "Figures: latents, curves, what a code's units do, tables.", "Measure"),
+    "plot": Verb("plot", "Figures: latents, curves, reconstructions, what a code's units do.", "Measure"),
     "info": Verb("info", "What a genkit file is, and the command that made it.", "Measure"),
 }
 MODELS = {
@@ -72,6 +72,7 @@ KINDS = {
     "curves": Verb("plot", "The training curves of one or many runs."),
     "manifold": Verb("plot", "Images decoded over the plane of the first two latent units."),
     "traversal": Verb("plot", "What each latent unit does to an image, the busiest first."),
+    "reconstructions": Verb("reconstruct", "Images through a codec and back, with their PSNR."),
     "nll": Verb("plot", "The bounds of eval-nll, step by step, of one or many models."),
     "sweep": Verb("plot", "Tables of sweep as lines: FID against network evaluations."),
 }
@@ -154,6 +155,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _remark(error: Any) -> str:
+    """What typer has to say of a request; of a mistyped option, the closest name alone."""
+    if getattr(error, "possibilities", None):
+        return f"no such option {error.option_name!r}; did you mean {error.possibilities[0]!r}?"
+    return str(error.format_message())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
 
@@ -162,11 +170,12 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(code, int) and code:
             raise SystemExit(code)
 
+    open_streams()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return exit_code(work)
     except ClickException as error:  # type: ignore[misc]
-        message = error.format_message()  # type: ignore[attr-defined]
+        message = _remark(error)
         if message:  # without arguments the help itself is the message, and is printed already
             print(f"genkit: {message}", file=sys.stderr)
         return 2

@@ -11,10 +11,8 @@ from typing import Any, Optional
 
 import typer
 
-from genkit.config import REQUIRED, flag, from_dict, read_recipe
+from genkit.config import REQUIRED, flag, from_dict, read_recipe, spelled_bound
 from genkit.errors import InputError, unknown
-
-from .console import quiet_stdout
 
 RECIPE_HELP = "Settings from a TOML recipe: a path, or the name of one that ships with genkit."
 
@@ -25,6 +23,28 @@ def parse_numbers(text: str) -> Any:
         return tuple(float(t) if "." in t else int(t) for t in text.replace("x", ",").split(",") if t)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a comma-separated list of numbers") from None
+
+
+def parse_number(kind: type) -> Callable[[Any], Any]:
+    """A function that reads an int or a float, as `kind` says, and names what is none."""
+
+    def parse(text: Any) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise typer.BadParameter(f"{text!r} is not {wanted}") from None
+
+    return parse
+
+
+def range_of(kind: type, low: float | None, high: float | None) -> str:
+    """How the help shows a number: <int>, or <int range> [x>=1]."""
+    ends = [spelled_bound(b) if b is not None else "" for b in (low, high)]
+    if not any(ends):
+        return f"<{kind.__name__}>"
+    shown = f"{ends[0]}<=x<={ends[1]}" if all(ends) else f"x>={ends[0]}" if ends[0] else f"x<={ends[1]}"
+    return f"<{kind.__name__} range> [{shown}]"
 
 
 def make(
@@ -40,10 +60,10 @@ def make(
     """
     changed = dict(defaults or {})
 
-    def callback(ctx: typer.Context, recipe: str | None, **values: Any) -> None:
+    def callback(ctx: typer.Context, recipe: dict[str, Any], **values: Any) -> None:
         given = {k for k in values if "DEFAULT" not in str(ctx.get_parameter_source(k))}
-        settings = {**values, **changed_by(recipe, command, groups, given)} if recipe else values
-        explicit = given | (set(settings_of(recipe)) if recipe else set())
+        settings = {**values, **{k: v for k, v in recipe.items() if k not in given}}
+        explicit = given | set(recipe)
         # the two ways to state a length exclude each other, and a default must not stand against a request
         for one, other in (("steps", "epochs"), ("epochs", "steps")):
             level = given if one in given else explicit
@@ -52,17 +72,15 @@ def make(
         configs: list[Any] = [
             from_dict(g, {f.name: settings[f.name] for f in dataclasses.fields(g)}) for g in groups
         ]
-        try:
-            body(*configs)
-        except BrokenPipeError:
-            # typer would make this exit code 1
-            quiet_stdout()
+        body(*configs)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for group in groups:
         hints = typing.get_type_hints(group)
         parameters += [parameter(f, hints[f.name], changed) for f in dataclasses.fields(group)]
-    option = typer.Option(None, "--recipe", help=RECIPE_HELP, rich_help_panel="Recipe")
+    option = typer.Option(
+        None, "--recipe", help=RECIPE_HELP, rich_help_panel="Recipe", callback=reader(command, groups)
+    )
     parameters.append(
         inspect.Parameter("recipe", inspect.Parameter.KEYWORD_ONLY, default=option, annotation=str | None)
     )
@@ -87,26 +105,42 @@ def recipe_path(name: str) -> Path:
     return shipped[name]
 
 
-def settings_of(recipe: str) -> dict[str, Any]:
-    """The option values of a recipe, under the fields' names."""
-    return {k.replace("-", "_"): v for k, v in read_recipe(recipe_path(recipe)).items() if k != "command"}
+def reader(command: str, groups: tuple[type, ...]) -> Callable[..., dict[str, Any]]:
+    """What typer calls with the value of --recipe: the recipe's settings take its place, {} without one."""
+    positional = {f.name for g in groups for f in dataclasses.fields(g) if f.metadata["positional"]}
+
+    def read(ctx: typer.Context, value: str | None) -> dict[str, Any]:
+        settings = settings_of(value, command, groups) if value else {}
+        # where typer looks for an argument that the command line lacks
+        ctx.default_map = {k: v for k, v in settings.items() if k in positional}
+        return settings
+
+    return read
 
 
-def changed_by(recipe: str, command: str, groups: tuple[type, ...], given: set[str]) -> dict[str, Any]:
-    """The values that a recipe sets for `command`, less those given as flags.
+def settings_of(recipe: str, command: str, groups: tuple[type, ...]) -> dict[str, Any]:
+    """The values that a recipe sets for `command`, under the fields' names.
 
     Raises:
-        InputError: when the recipe is for another command or sets an unknown option.
+        InputError: when the recipe is for another command, sets an unknown option or gives one a wrong value.
     """
-    wanted = read_recipe(recipe_path(recipe)).get("command")
+    settings = read_recipe(recipe_path(recipe))
+    if "command" not in settings:
+        raise InputError(f'recipe {recipe} lacks the line command = "{command}"')
+    wanted = settings.pop("command")
     if wanted != command:
         raise InputError(f"recipe {recipe} is for `genkit {wanted}`, not `genkit {command}`")
-    values = settings_of(recipe)
     known = {f.name for g in groups for f in dataclasses.fields(g)}
-    for name in values:
+    for name in settings:
         if name not in known:
             raise unknown(f"option in recipe {recipe}:", name, known)
-    return {k: v for k, v in values.items() if k not in given}
+    for group in groups:
+        names = {f.name for f in dataclasses.fields(group)}
+        try:
+            from_dict(group, {k: v for k, v in settings.items() if k in names})
+        except InputError as error:
+            raise InputError(f"recipe {recipe}: {error}") from None
+    return settings
 
 
 def parameter(field: dataclasses.Field[Any], hint: Any, changed: Mapping[str, Any]) -> inspect.Parameter:
@@ -126,7 +160,7 @@ def parameter(field: dataclasses.Field[Any], hint: Any, changed: Mapping[str, An
     elif kind in (int, float):
         # the bound of 64-bit seeds is checked with the rest, but would only clutter the help
         shown = meta["max"] if (meta["max"] or 0) < 2**62 else None
-        settings |= {"min": meta["min"], "max": shown}
+        settings |= {"parser": parse_number(kind), "metavar": range_of(kind, meta["min"], shown)}
     if meta["choices"]:
         settings["metavar"] = "|".join(meta["choices"])
     annotation = Optional[kind] if optional else kind  # noqa: UP045  (kind is known at run time only)

@@ -44,7 +44,9 @@ class CurvesConfig:
 class BoundsConfig:
     """Which bounds are compared."""
 
-    tables: tuple[str, ...] = arg(REQUIRED, "curve.csv of eval-nll, of one or many models.", positional=True)
+    tables: tuple[str, ...] = arg(
+        REQUIRED, "Folders of eval-nll, or their curve.csv, one or many.", positional=True
+    )
     out: str = arg("nll.png", FIGURE, short="-o")
     json: bool = arg(False, JSON)
 
@@ -53,7 +55,9 @@ class BoundsConfig:
 class TablesConfig:
     """Which tables, and which of their columns."""
 
-    tables: tuple[str, ...] = arg(REQUIRED, "table.csv of sweep, one or many.", positional=True)
+    tables: tuple[str, ...] = arg(
+        REQUIRED, "Folders of sweep, or their table.csv, one or many.", positional=True
+    )
     out: str = arg("sweep.png", FIGURE, short="-o")
     x: str = arg("nfe", "Column along the horizontal axis.", short="-x")
     y: str = arg("fid", "Column along the vertical axis.", short="-y")
@@ -148,6 +152,12 @@ def about_file(path: str | Path, work: Callable[[], T]) -> T:
         raise error if isinstance(error, InputError) else InputError(f"{path} {error}") from None
 
 
+def _inside(text: str, usual: str) -> Path:
+    """The file, or the one called `usual` in the folder."""
+    path = Path(text)
+    return path / usual if path.is_dir() else path
+
+
 def _log_of(run: str) -> list[dict[str, Any]]:
     """The log of a run folder, or the file itself."""
     path = Path(run)
@@ -221,7 +231,7 @@ def _logarithmic(y: bool, x: bool, lines: list[curves.Series]) -> tuple[str, ...
 
 def _bounds(config: BoundsConfig) -> None:
     path = form_of(config.out)
-    files = [Path(t) for t in config.tables]
+    files = [_inside(t, "curve.csv") for t in config.tables]
     titles = titles_of(files, "curve.csv")
     pairs = []
     for file, title in zip(files, titles):
@@ -240,7 +250,7 @@ def _bounds(config: BoundsConfig) -> None:
 
 def _tables(config: TablesConfig) -> None:
     path = form_of(config.out)
-    files = [Path(t) / "table.csv" if Path(t).is_dir() else Path(t) for t in config.tables]
+    files = [_inside(t, "table.csv") for t in config.tables]
     titles = titles_of(files, "table.csv")
     lines: list[curves.Series] = []
     for file, title in zip(files, titles):

@@ -1,4 +1,7 @@
-"""genkit reconstruct SOURCE: images through a codec and back, beside the originals, with their PSNR."""
+"""genkit reconstruct SOURCE: images through a codec and back, beside the originals, with their PSNR.
+
+It is `genkit plot reconstructions` too.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,13 +59,13 @@ class ReconstructConfig:
 
 
 def command(name: str) -> Any:
-    """The `genkit reconstruct` command."""
+    """The `genkit reconstruct` command, or under the name "reconstructions" that of `genkit plot`."""
     return make(
         _reconstruct,
         ReconstructConfig,
         DataConfig,
         PrecisionConfig,
-        command="reconstruct",
+        command=name if name == "reconstruct" else f"plot {name}",
         defaults={"precision": "fp32"},
         help="Images through a codec and back, beside the originals, with their PSNR.",
     )

@@ -75,25 +75,29 @@ def _parse_header(data: bytes, name: str) -> dict[str, Any]:
     return header
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file without reading its tensors.
+def read_metadata(source: Path | bytes) -> dict[str, str]:
+    """The metadata of a safetensors file without reading its tensors; bytes come from a pipe.
 
     Raises:
         InputError: when the file is missing or not safetensors.
     """
+    header = _parse_header(source, "standard input") if isinstance(source, bytes) else _read_header(source)
+    metadata = header.get("__metadata__", {})
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            header = _parse_header(start + file.read(min(length, _MAX_HEADER)), str(path))
+            return _parse_header(start + file.read(min(length, _MAX_HEADER)), str(path))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, not a .safetensors file") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
 
 
 def load_tensors(source: Path | bytes, kinds: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -230,6 +230,32 @@ def test_bounds_of_two_models(work, capfd):
     assert "bad.csv has no column 'error'" in refused(capfd, "nll", "bad.csv")
 
 
+def test_bounds_of_a_folder(tmp_path, monkeypatch, capfd):
+    """Oracle: the same as for the curve.csv inside; a folder without one is told what is missing."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "curve.csv").write_text(BOUND)
+    assert numbers(capfd, "nll", "a", "-o", "x.png") == numbers(capfd, "nll", "a/curve.csv", "-o", "x.png")
+    assert "empty/curve.csv does not exist" in refused(capfd, "nll", "empty")
+
+
+def test_reconstructions(planar, tmp_path, monkeypatch, capfd):
+    """Oracle: `genkit reconstruct`: the same picture and numbers, the same options; a recipe by this name."""
+    monkeypatch.chdir(tmp_path)
+    options = ("digits:test", "-m", str(planar / "vae"), "-n", "4", "--json", "-o")
+    code, wanted, err = genkit(capfd, "reconstruct", *options, "r.png")
+    assert code == 0, err
+    found = numbers(capfd, "reconstructions", *options[:-2], "-o", "p.png")
+    assert found == json.loads(wanted) | {"out": "p.png"}
+    with Image.open("r.png") as one, Image.open("p.png") as other:
+        assert one.tobytes() == other.tobytes()
+    lines = ('command = "plot reconstructions"', 'source = "digits:test"', f"model = '{planar / 'vae'}'")
+    (tmp_path / "r.toml").write_text("\n".join(lines))
+    assert numbers(capfd, "reconstructions", "--recipe", "r.toml", "-n", "4", "-o", "p.png") == found
+    assert "not `genkit reconstruct`" in genkit(capfd, "reconstruct", "--recipe", "r.toml")[2]
+
+
 def test_tables_of_a_sweep(work, capfd):
     """Oracle: by hand: a line for each eta, named by it; a folder stands for its table.csv."""
     (work / "s").mkdir()

@@ -36,7 +36,7 @@ def test_dashes_and_missing_keys():
     [
         ({"widht": 4}, "did you mean 'width'"),
         ({"width": 1}, "--width must be at least 2, got 1"),
-        ({"rate": 1.5}, "--rate must be at most 1.0, got 1.5"),
+        ({"rate": 1.5}, "--rate must be at most 1, got 1.5"),
         ({"rate": float("nan")}, "--rate must be finite"),
         ({"sizes": [1, 0]}, "--sizes must be at least 1, got 0"),
         ({"kind": "alpa"}, "did you mean 'alpha'"),
@@ -68,13 +68,27 @@ def test_differences():
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == ["b: 2 -> 3", "c: None -> 4"]
 
 
-@pytest.mark.parametrize("text, message", [("a = ", "not valid TOML"), ("[table]\na = 1", "is a table")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a = ", "not valid TOML"),
+        ("[table]\na = 1", "is a table"),
+        ("a-b = 1\na_b = 2", "r.toml gives a-b and a_b"),
+    ],
+)
 def test_bad_recipes(tmp_path, text, message):
     """Oracle: one line that names the file."""
     path = tmp_path / "r.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_recipe(path)
+
+
+def test_recipe_under_the_fields_names(tmp_path):
+    """Oracle: by hand; an option is spelled as on the command line or as its field."""
+    path = tmp_path / "r.toml"
+    path.write_text("a-b = 1\nc_d = 2")
+    assert read_recipe(path) == {"a_b": 1, "c_d": 2}
 
 
 def test_missing_recipe(tmp_path):
