@@ -12,7 +12,7 @@ from torch import Tensor
 
 # Streams. Sampler step k draws from STEP + k.
 INITIAL, TIME, EPS, SHIFT, SHUFFLE, FLIP, POSTERIOR, BOOTSTRAP, LABEL, CORRUPT, COMPONENT = range(11)
-CODEBOOK, FAKE, MIX, PRIOR, BINARISE = range(11, 16)
+CODEBOOK, FAKE, MIX, PRIOR, BINARISE, DROPOUT = range(11, 17)
 STEP = 1 << 20
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -80,6 +80,38 @@ def integers(seed: int, stream: int, index: Tensor, high: int, shape: tuple[int,
     """(B, *shape) int64 numbers, uniform on 0 … high - 1 (high < 2^31; bias below high / 2^32)."""
     words = bits(seed, stream, index, math.prod(shape))
     return ((words * high) >> 32).reshape(len(index), *shape)
+
+
+def words(seed: int, stream: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) int32 numbers, every 32 bits of them random: the keys that `coins` takes."""
+    drawn = bits(seed, stream, index, math.prod(shape)) - (1 << 31)
+    return drawn.to(torch.int32).reshape(len(index), *shape)
+
+
+def coins(key: Tensor, count: int, probability: float) -> Tensor:
+    """(B, count) bool, each true with `probability`, which is rounded to a multiple of 2^-16.
+
+    key: (B, 2) int32 random words; coin j of row i is a function of (key[i], j) only. For draws as many as a
+    network's activations, of which Philox alone would take longer than the layer they serve: two rounds of a
+    32-bit hash by multiplication and shift (constants: Wellons 2018, "lowbias32") over the coin's place, the
+    key entering before each of them; one hash makes two coins.
+    """
+    place = torch.arange(-(-count // 2), dtype=torch.int32, device=key.device) * _signed(_W0)
+    x = place[None, :] ^ key[:, :1]
+    x = _fold(x, 16).mul_(0x7FEB352D).bitwise_xor_(key[:, 1:])
+    x = _fold(x, 15).mul_(_signed(0x846CA68B))
+    # int16 runs from -2^15 on
+    return _fold(x, 16).view(torch.int16)[:, :count] < round(probability * 2**16) - 2**15
+
+
+def _signed(word: int) -> int:
+    """The 32-bit `word` as the int32 of the same bits."""
+    return word - (1 << 32) if word >> 31 else word
+
+
+def _fold(x: Tensor, shift: int) -> Tensor:
+    """x ^ (x >> shift) in place, zeros moving in; x: int32, of which the sign alone would move in."""
+    return x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))
 
 
 def permutation(seed: int, epoch: int, n: int) -> Tensor:

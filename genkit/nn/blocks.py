@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
 from .norm import group_norm, norm_silu
 
@@ -62,7 +63,7 @@ class ResBlock(nn.Module):
         told = channels_out * (2 if scale_shift else 1)
         self.embed = nn.Linear(embedding, told) if embedding is not None else None
         self.norm2 = norm(channels_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)

@@ -16,6 +16,7 @@ from .. import dist, io, machine
 from .. import noise as rng
 from ..data.source import Batch, Source
 from ..errors import InputError, RunError
+from ..nn.dropout import dropouts
 from .average import Average
 from .config import OptimConfig, RunConfig
 from .objective import Bank, Noise, Objective
@@ -61,6 +62,19 @@ def total_steps(optim: OptimConfig, n: int) -> int:
     if optim.steps is not None:
         return optim.steps
     return max(1, math.ceil((optim.epochs or 0) * n / optim.batch_size))
+
+
+def check_split(optim: OptimConfig) -> None:
+    """Refuse a batch that does not divide.
+
+    Raises:
+        InputError: a step's batch cannot be shared out evenly over the processes and their parts.
+    """
+    if optim.batch_size % (dist.world() * optim.accumulate):
+        raise InputError(
+            f"--batch-size must be a multiple of processes x --accumulate "
+            f"({dist.world()} x {optim.accumulate}), got {optim.batch_size}"
+        )
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
@@ -145,6 +159,7 @@ class _Trainer:
         self.phases = objective.phases()
         self.optimizers = make_optimizers(objective, optim)
         self.average = Average(objective.model, optim.ema)
+        objective.dropouts = dropouts(objective)
         module: nn.Module = objective
         if dist.world() > 1:
             ids = [device] if device.type == "cuda" else None
@@ -159,7 +174,6 @@ class _Trainer:
         self.compiled = compiled
         self.call: Callable[..., Any] = torch.compile(module) if compiled else module
         self.watch = _Watch(device)
-        self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in objective.modules())
 
     def step(self, step: int, steps: int, stream: Iterator[tuple[Batch, Noise]]) -> None:
         parts = [next(stream) for _ in range(self.optim.accumulate)]
@@ -176,9 +190,6 @@ class _Trainer:
         optimizer = self.optimizers[name]
         for i, (batch, noise) in enumerate(parts):
             last = i == len(parts) - 1
-            if self.dropout:
-                # dropout draws from torch's own generator; seeded by the address, a resumed run draws alike
-                torch.manual_seed((self.optim.seed << 40) ^ int(noise.position[0]))
             wait = (
                 self.module.no_sync()
                 if isinstance(self.module, DistributedDataParallel) and not last
@@ -219,11 +230,7 @@ def fit(
     """
     hooks = hooks or Hooks()
     device = machine.pick_device(run.device)
-    if optim.batch_size % (dist.world() * optim.accumulate):
-        raise InputError(
-            f"--batch-size must be a multiple of processes x --accumulate "
-            f"({dist.world()} x {optim.accumulate}), got {optim.batch_size}"
-        )
+    check_split(optim)
     objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     compiled = run.compile if run.compile is not None else device.type == "cuda"
     trainer = _Trainer(objective, optim, compiled, device)
@@ -242,8 +249,10 @@ def fit(
 
 
 def _saved_step(out: Path) -> int:
-    path = out / MODEL
-    return int(io.read_metadata(path).get("step", -1)) if path.exists() else -1
+    try:
+        return int(io.read_metadata(out / MODEL).get("step", -1))
+    except InputError:
+        return -1  # missing or damaged: the state is the truth
 
 
 def pause(log_every: float, elapsed: float) -> float:
@@ -260,6 +269,12 @@ class _Keeper:
         self.saved = self.looked_step = start
         self.looked = self.kept = time.monotonic()
 
+    def _left(self) -> str:
+        """What a run that fails leaves behind."""
+        if self.saved == 0:
+            return "no checkpoint had been written yet"
+        return f"the last good checkpoint is kept ({self.saved} steps)"
+
     def look(self, step: int) -> None:
         """Report the averages since the last look; stop the run when they are not finite."""
         now, logs = time.monotonic(), self.trainer.watch.read()
@@ -267,8 +282,7 @@ class _Keeper:
         if bad:
             raise RunError(
                 f"{bad[0]} became {logs[bad[0]]} between steps {self.looked_step + 1} and {step}; "
-                f"the last good checkpoint is kept ({self.saved} steps): "
-                "try a lower --lr, --grad-clip 1 or --precision fp32"
+                f"{self._left()}: try a lower --lr, --grad-clip 1 or --precision fp32"
             )
         logs["lr"] = learning_rate(self.trainer.optim, step - 1, self.steps)
         done = (step - self.looked_step) * self.trainer.optim.batch_size
@@ -282,10 +296,7 @@ class _Keeper:
         """Write state and model, unless the weights are not finite."""
         trainer = self.trainer
         if not all(bool(p.isfinite().all()) for p in trainer.average.module.parameters()):
-            raise RunError(
-                f"weights became non-finite by step {step}; "
-                f"the last good checkpoint is kept ({self.saved} steps)"
-            )
+            raise RunError(f"weights became non-finite by step {step}; {self._left()}")
         if dist.is_main():
             save_state(out, trainer.objective, trainer.average, trainer.optimizers, step, settings)
             save(trainer.average.module, step)

@@ -1,6 +1,7 @@
 """What a model family tells the training loop: its phases and the loss of each."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 
 from .. import noise as rng
 from ..data.source import Batch
+from ..nn.dropout import Dropout, give_keys
+
+Draw = Callable[[int, int, Tensor, tuple[int, ...]], Tensor]  # a function of genkit.noise
 
 
 class Phase(NamedTuple):
@@ -29,21 +33,21 @@ class Loss(NamedTuple):
 
 
 class Bank:
-    """Normal numbers of several batches drawn together: small shapes cost calls, not arithmetic."""
+    """Numbers of several batches drawn together: small shapes cost calls, not arithmetic."""
 
     LIMIT = 1 << 17  # numbers; beyond it, drawing together gains nothing
 
     def __init__(self, seed: int, position: Tensor) -> None:
         self.seed, self.position = seed, position
-        self._drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._drawn: dict[tuple[Draw, int, tuple[int, ...]], Tensor] = {}
 
-    def normal(self, stream: int, shape: tuple[int, ...]) -> Tensor | None:
+    def draw(self, how: Draw, stream: int, shape: tuple[int, ...]) -> Tensor | None:
         """The numbers of all positions, or None where they are too many to keep."""
         if len(self.position) * math.prod(shape) > self.LIMIT:
             return None
-        if (stream, shape) not in self._drawn:
-            self._drawn[stream, shape] = rng.normal(self.seed, stream, self.position, shape)
-        return self._drawn[stream, shape]
+        if (how, stream, shape) not in self._drawn:
+            self._drawn[how, stream, shape] = how(self.seed, stream, self.position, shape)
+        return self._drawn[how, stream, shape]
 
 
 class Noise(NamedTuple):
@@ -60,20 +64,28 @@ class Noise(NamedTuple):
 
     def normal(self, stream: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) standard normal numbers on the device of `position`."""
-        drawn = self.bank.normal(stream, shape) if self.bank is not None else None
-        if drawn is not None:
-            return drawn[self.row : self.row + len(self.position)]
-        return rng.normal(self.seed, stream, self.position, shape)
+        return self._draw(rng.normal, stream, shape)
 
     def uniform(self, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
         """(B, *shape) numbers, uniform on [0, 1)."""
-        return rng.uniform(self.seed, stream, self.position, shape)
+        return self._draw(rng.uniform, stream, shape)
+
+    def words(self, stream: int, shape: tuple[int, ...]) -> Tensor:
+        """(B, *shape) int32 numbers of 32 random bits."""
+        return self._draw(rng.words, stream, shape)
+
+    def _draw(self, how: Draw, stream: int, shape: tuple[int, ...]) -> Tensor:
+        drawn = self.bank.draw(how, stream, shape) if self.bank is not None else None
+        if drawn is not None:
+            return drawn[self.row : self.row + len(self.position)]
+        return how(self.seed, stream, self.position, shape)
 
 
 class Objective(nn.Module):
     """A loss over a batch. `model` is the part that is averaged (EMA), saved and sampled from."""
 
     model: nn.Module
+    dropouts: Sequence[Dropout] = ()  # the layers that need keys; the loop looks for them once
 
     def phases(self) -> list[Phase]:
         """One phase over all trainable parameters of the model, unless the family says otherwise."""
@@ -94,5 +106,7 @@ class Objective(nn.Module):
         """Called after every optimiser step, of however many micro-batches, in every process."""
 
     def forward(self, phase: str, batch: Batch, noise: Noise) -> Loss:
-        """`loss`, under the name that DistributedDataParallel and torch.compile hook into."""
+        """`loss`, under the name that DistributedDataParallel and torch.compile hook into, with the masks of
+        dropout those of the batch's positions."""
+        give_keys(self.dropouts, lambda count: noise.words(rng.DROPOUT, (count, 2)))
         return self.loss(phase, batch, noise)

@@ -16,10 +16,10 @@ ALLOWED = {
     "registry": {"data", "train"},  # for type checking only
     "diffusion": {"noise", "dist"},
     "codecs": {"noise", "dist"},
-    "nn": set(),
+    "nn": {"noise"},
     "data": {"config", "noise", "io"},
-    "io": {"config"},
-    "train": {"config", "dist", "noise", "io", "data", "machine"},
+    "io": {"config", "dist"},
+    "train": {"config", "dist", "noise", "io", "data", "machine", "nn"},
     "objectives": {"diffusion", "codecs", "train", "noise", "data", "dist"},
     "plots": set(),
     "evaluate": {"data", "io", "models", "dist", "noise", "config", "diffusion"},

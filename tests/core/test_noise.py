@@ -82,3 +82,58 @@ def test_permutation_is_one():
     assert torch.equal(p.sort().values, torch.arange(1000))
     assert not torch.equal(p, noise.permutation(0, 5, 1000))
     assert torch.equal(p, noise.permutation(0, 4, 1000))
+
+
+def keys(n, seed=0):
+    return noise.words(seed, noise.DROPOUT, torch.arange(n), (2,))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.9])
+def test_coins_have_their_probability(p):
+    """Oracle: 4 million coins; 5 standard errors are below 1e-3 + the rounding of p to 2^-16."""
+    found = noise.coins(keys(400), 10_001, p)
+    assert (found.shape, found.dtype) == ((400, 10_001), torch.bool)
+    n = found.numel()
+    assert abs(found.double().mean() - p) < 5 * math.sqrt(p * (1 - p) / n) + 2.0**-16
+    # of each example and of each place, too: the largest of 400 and of 10,001 deviations, at most 6 sigma
+    for dim, size in ((1, 10_001), (0, 400)):
+        worst = (found.double().mean(dim) - p).abs().max()
+        assert worst < 6 * math.sqrt(p * (1 - p) / size)
+
+
+def test_coins_are_independent():
+    """Oracle: products of fair ±1 coins have mean 0: with near places, with near examples, with another
+    seed's; 5.5 standard errors over 150 products."""
+    a, b = (noise.coins(keys(200, seed), 4096, 0.5).float() * 2 - 1 for seed in (0, 1))
+    pairs = [a[:, k:] * a[:, :-k] for k in range(1, 130)]
+    pairs += [a[k:] * a[:-k] for k in range(1, 20)] + [a * b, a[:, ::2] * b[:, 1::2]]
+    for product in pairs:
+        assert abs(product.mean()) < 5.5 / math.sqrt(product.numel())
+    # triples, which linear generators betray
+    for i, j in ((1, 2), (1, 3), (2, 64), (16, 17)):
+        triple = a[:, : -j or None] * a[:, i : a.shape[1] - j + i] * a[:, j:]
+        assert abs(triple.mean()) < 5.5 / math.sqrt(triple.numel())
+
+
+def test_coins_of_an_example_do_not_depend_on_the_batch():
+    """Oracle: the rows of the whole batch; and fewer places are the first ones."""
+    whole = noise.coins(keys(8), 100, 0.3)
+    assert torch.equal(noise.coins(keys(8)[[5, 2]], 100, 0.3), whole[[5, 2]])
+    assert torch.equal(noise.coins(keys(8), 31, 0.3), whole[:, :31])
+
+
+def test_coins_by_hand():
+    """Oracle: the hash in Python's integers."""
+    key = keys(1)[0].tolist()
+    low, high = (k % 2**32 for k in key)
+
+    def word(i):
+        x = (i * 0x9E3779B9 % 2**32) ^ low
+        x = ((x ^ (x >> 16)) * 0x7FEB352D % 2**32) ^ high
+        x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+        return x ^ (x >> 16)
+
+    halves = [h for i in range(10) for h in (word(i) & 0xFFFF, word(i) >> 16)]
+    signed = [h - 2**16 if h >= 2**15 else h for h in halves]
+    expected = [s + 2**15 < round(0.4 * 2**16) for s in signed]
+    assert noise.coins(keys(1), 20, 0.4)[0].tolist() == expected

@@ -1,6 +1,10 @@
 """The training loop: a function of the step, so that stopping, splitting and resuming change nothing."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from torch import nn
 from genkit import io
 from genkit.data.source import Batch, Info
 from genkit.errors import InputError, RunError
+from genkit.nn.dropout import Dropout, dropouts
 from genkit.train.average import Average
 from genkit.train.config import OptimConfig, RunConfig
 from genkit.train.loop import Hooks, batches, fit, learning_rate, pause, total_steps
@@ -117,10 +122,11 @@ def test_finished_run_does_nothing(tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() == before
 
 
-def test_kill_between_the_two_files_is_mended(tmp_path):
-    """Oracle: state.safetensors is the truth; a missing model is written from it."""
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half a fi")])
+def test_kill_between_the_two_files_is_mended(tmp_path, damage):
+    """Oracle: state.safetensors is the truth; a missing or damaged model is written from it."""
     result = train(tmp_path / "a")
-    (tmp_path / "a/model.safetensors").unlink()
+    damage(tmp_path / "a/model.safetensors")
     train(tmp_path / "a")
     tensors = io.load_checkpoint(tmp_path / "a").tensors
     assert all(torch.equal(v, tensors[k]) for k, v in result.model.state_dict().items())
@@ -256,3 +262,99 @@ def test_short_runs_are_looked_at_more_often():
     """Oracle: by hand; never more than twice a second, and 5 s are reached after 25."""
     assert [pause(5.0, t) for t in (0.0, 2.0, 10.0, 25.0, 1e4)] == [0.5, 0.5, 2.0, 5.0, 5.0]
     assert pause(0.0, 10.0) == 0.0
+
+
+class Dropping(Regression):
+    """The same network with dropout between its layers."""
+
+    def __init__(self):
+        super().__init__()
+        first, tanh, last = self.model
+        self.model = nn.Sequential(first, tanh, Dropout(0.3), last)
+
+
+def test_dropout_is_a_function_of_the_step(tmp_path):
+    """Oracle: the run in one piece and one part. Resumed: the same bits; accumulated: fp32 rounding, 1e-5;
+    and dropout did something. The seed is one whose bits a 64-bit shift by 40 would lose."""
+    options = {"steps": 12, "seed": 1 << 24}
+    whole = weights(train(tmp_path / "a", objective=Dropping(), **options))
+    first = train(tmp_path / "b", objective=Dropping(), stop_at=5, **options)
+    assert (first.step, first.finished) == (5, False)
+    assert torch.equal(whole, weights(train(tmp_path / "b", objective=Dropping(), **options)))
+    parts = weights(train(tmp_path / "c", objective=Dropping(), accumulate=4, **options))
+    assert torch.allclose(whole, parts, rtol=0, atol=1e-5)
+    assert (whole - weights(train(tmp_path / "d", **options))).abs().max() > 1e-2
+    other = weights(train(tmp_path / "e", objective=Dropping(), **{**options, "seed": 5}))
+    assert (whole - other).abs().max() > 1e-3
+
+
+def test_compiled_step_drops_alike(tmp_path):
+    """Oracle: the eager weights to 1e-5, in a step that is traced once: backend "eager" of torch.compile
+    needs no C compiler and still refuses what cannot be traced."""
+    objective, plain = Dropping(), Dropping()
+    objective.dropouts, plain.dropouts = dropouts(objective), dropouts(plain)
+    call = torch.compile(objective, backend="eager", fullgraph=True)
+    source = batches(Tiny(), OptimConfig(steps=1, batch_size=16), 0, torch.device("cpu"))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(3):
+            batch, noise = next(source)
+            assert torch.allclose(
+                call("main", batch, noise).total, plain("main", batch, noise).total, atol=1e-5
+            )
+
+
+def test_nan_before_the_first_checkpoint(tmp_path):
+    """Oracle: the message promises no checkpoint where there is none."""
+    with pytest.raises(RunError, match="no checkpoint had been written yet"):
+        train(tmp_path, steps=40, objective=Exploding())
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_damaged_state_names_the_way_out(tmp_path):
+    """Oracle: --fresh is offered, whether the header or the tensors are cut."""
+    train(tmp_path, steps=5)
+    path = tmp_path / "state.safetensors"
+    data = path.read_bytes()
+    for length in (len(data) - 20, 4):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"state\.safetensors .*--fresh"):
+            train(tmp_path, steps=10)
+    with pytest.raises(InputError, match=r"state\.safetensors .*--fresh"):
+        check_settings(tmp_path, {})
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from genkit import dist
+from test_loop import Dropping, train, weights
+dist.start(torch.device("cpu"))
+for accumulate in (1, 2):
+    out = Path(sys.argv[1]) / str(accumulate)
+    result = train(out, steps=10, objective=Dropping(), accumulate=accumulate)
+    if dist.is_main():
+        torch.save(weights(result), out / "weights.pt")
+dist.stop()
+"""
+
+
+def test_dropout_in_two_processes(tmp_path):
+    """Oracle: one process and one part; the gradients are summed in another order, so 1e-5."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    here = str(Path(__file__).parent)
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, tmp_path],
+            cwd=here,
+            env={**env, "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": here},
+        )
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=120) for process in pair] == [0, 0]
+    one = weights(train(tmp_path / "one", steps=10, objective=Dropping()))
+    for accumulate in ("1", "2"):
+        two = torch.load(tmp_path / accumulate / "weights.pt")
+        assert torch.allclose(one, two, rtol=0, atol=1e-5)
