@@ -48,9 +48,11 @@ def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
-    latents = load_latents(read_input(config.latents))
-    loaded = load(config.model, "decode", latents.codec)
+    wanted = "decode takes a latents file, such as `genkit encode` makes of images"
+    latents = load_latents(read_input(config.latents, wanted))
     name = "stdin" if config.latents == "-" else config.latents
+    check_labels(latents, name)
+    loaded = load(config.model, "decode", latents.codec)
     check_codec(loaded, latents.codec, name)
     module: Any = loaded.module.to(device)
     check_shape(tuple(latents.z.shape[1:]), module.latent_shape, name)
@@ -78,7 +80,7 @@ def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
     def class_name(i: int) -> str:
         assert latents.labels is not None
         label = int(latents.labels[i])
-        return latents.classes[label] if 0 <= label < len(latents.classes) else ""
+        return latents.classes[label] if label < len(latents.classes) else ""
 
     dist.start(device)
     try:
@@ -96,6 +98,24 @@ def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
         )
     finally:
         dist.stop()
+
+
+def check_labels(latents: Latents, name: str) -> None:
+    """Refuse labels that none of the classes of the file `name` has. What a diffusion model drew may bear the
+    null class, one more than the last.
+
+    Raises:
+        InputError: with the label.
+    """
+    if latents.labels is None or not latents.classes:
+        return
+    count = len(latents.classes)
+    low, high = int(latents.labels.min()), int(latents.labels.max())
+    if low < 0 or high >= count + bool(latents.model):
+        raise InputError(
+            f"{name} has the label {low if low < 0 else high}, outside its {count} classes "
+            f"(0 to {count - 1}); encode the images again"
+        )
 
 
 def checked_tokens(latents: Latents, module: Any, name: str) -> Tensor | None:

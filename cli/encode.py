@@ -35,7 +35,7 @@ class EncodeConfig:
     )
     out: str = arg("latents.safetensors", "x.safetensors, - for a stream, or dir/ of shards.", short="-o")
     sample: bool = arg(False, "Draw from the posterior instead of taking its mean.")
-    seed: int = arg(0, "Decides the draws of --sample.", min=0, max=2**63 - 1)
+    seed: int | None = arg(None, "Decides the draws of --sample; default: 0.", min=0, max=2**63 - 1)
     fresh: bool = arg(False, "Replace the shards that the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
 
@@ -57,7 +57,14 @@ def _encode(config: EncodeConfig, data: DataConfig, run: PrecisionConfig) -> Non
     machine.tune_allocator()
     out = parse_out(config.out, ("tensors", "stream", "folder"))
     device = machine.pick_device(run.device)
+    if config.seed is not None and not config.sample:
+        raise InputError(f"--seed {config.seed} is read by --sample only; leave it out or add that")
     loaded = load(config.model, "encode")
+    if config.sample and not getattr(getattr(loaded.module, "bottleneck", None), "random", True):
+        raise InputError(
+            f"--sample draws from a posterior, and {loaded.what()}, whose code of an image is one point; "
+            "leave it out"
+        )
     source = open_data(config.source, data, loaded)
     if source.info.kind != "images":
         raise InputError(f"{config.source} holds {source.info.kind}; encode takes images")
@@ -83,9 +90,10 @@ def gather(mine: Latents) -> Latents:
 
 
 def measure(z: Tensor) -> Stats:
-    """(mean, standard deviation) of each channel of z (N, C, H, W)."""
+    """(mean, standard deviation) of each channel of z (N, C, H, W); 1 for a channel that does not vary."""
     channels = z.double().transpose(0, 1).flatten(1)
-    scale = channels.std(dim=1).clamp(min=1e-6)
+    scale = channels.std(dim=1, correction=0)
+    scale = torch.where(scale < 1e-6, 1.0, scale)
     return tuple(channels.mean(dim=1).tolist()), tuple(scale.tolist())
 
 
@@ -101,12 +109,13 @@ class Job:
         device: torch.device,
     ) -> None:
         self.source, self.config, self.run, self.device = source, config, run, device
+        self.seed = config.seed or 0
         self.codec, self.sha256 = cast(Autoencoder, loaded.module.to(device)), loaded.checkpoint.sha256
         self.precision = machine.resolve_precision(run.precision, device)
         self.identity = {
             "source": source.info.name,
             "fingerprint": source.info.fingerprint,
-            "posterior": f"seed {config.seed}" if config.sample else "mean",
+            "posterior": f"seed {self.seed}" if config.sample else "mean",
             "precision": self.precision,
         }
 
@@ -118,9 +127,7 @@ class Job:
         parts = list(batched(indices, self.run.batch_size))
         with Meter("encode", len(indices)) as meter, machine.autocast(self.device, self.precision):
             for index, batch in zip(parts, source.batches(iter(parts), self.device)):
-                shape = self.codec.latent_shape
-                noise = rng.normal(self.config.seed, rng.POSTERIOR, index.to(self.device), shape)
-                code = self.codec.encode(batch.x, noise=noise if self.config.sample else None)
+                code = self.codec.encode(batch.x, noise=self._noise(index) if self.config.sample else None)
                 rows.append(code.z.float().cpu())
                 if code.tokens is not None:
                     tokens.append(code.tokens.cpu())
@@ -134,6 +141,10 @@ class Job:
             if hasattr(getattr(self.codec, "bottleneck", None), "lookup")
             else None,
         )
+
+    def _noise(self, index: Tensor) -> Tensor:
+        """(B, C, H, W): what the posteriors of the examples `index` are drawn with."""
+        return rng.normal(self.seed, rng.POSTERIOR, index.to(self.device), self.codec.latent_shape)
 
     def describe(self, latents: Latents, stats: Stats, shards: int | None = None) -> Latents:
         """`latents` with what a reader must know: statistics, codec, classes and origin."""

@@ -1,27 +1,22 @@
 """Inputs that may be a path or `-` for stdin."""
 
-import sys
 from pathlib import Path
 
 from genkit.errors import InputError
+from genkit.io import read_stdin
 
 
-def read_input(text: str) -> Path | bytes:
+def read_input(text: str, wanted: str = "") -> Path | bytes:
     """The path, or the bytes of stdin for `-`.
+
+    wanted: what the path should have been, for the refusal.
 
     Raises:
         InputError: when stdin is a terminal or empty, or the path does not exist.
     """
-    if text != "-":
-        path = Path(text)
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        return path
-    if sys.stdin.isatty():
-        raise InputError(
-            "- reads a tensor stream from stdin; pipe one in, such as `genkit sample ddim -o - | …`"
-        )
-    data = sys.stdin.buffer.read()
-    if not data:
-        raise InputError("stdin held nothing; the command before the pipe may have failed")
-    return data
+    if text == "-":
+        return read_stdin()
+    path = Path(text)
+    if not path.exists():
+        raise InputError(f"{path} does not exist{f'; {wanted}' if wanted else ''}")
+    return path

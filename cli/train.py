@@ -1,6 +1,7 @@
 """genkit train MODEL: a run folder with a checkpoint that explains itself."""
 
 import json
+import os.path
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 from genkit import dist, io, machine
 from genkit.config import arg, to_dict
 from genkit.data.source import Info, Source
-from genkit.errors import InputError
+from genkit.errors import InputError, RunError
 from genkit.registry import Entry, find
 from genkit.train.config import OptimConfig, RunConfig
-from genkit.train.loop import Hooks, Report, fit, total_steps
+from genkit.train.loop import Hooks, Report, check_split, fit, total_steps
 from genkit.train.objective import Noise, Objective
-from genkit.train.state import LOG, MODEL, STATE, check_settings, erase
+from genkit.train.state import LOG, MODEL, check_settings, erase, steps_done
 
 from .common import RUNS, DataConfig, open_data
 from .console import Interrupt, Meter, emit, say
@@ -78,8 +79,10 @@ def _train(
     machine.tune_allocator()
     device = machine.pick_device(run.device)
     out = train.out or default_out(name, train.data)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"-o {out} is a file; a run needs a folder")
+    check_folder(out)
+    check_split(optim)
+    if run.tensorboard:
+        _writer()
     dist.start(device)
     try:
         _run(name, entry, train, config, data, optim, run, out, device)
@@ -87,15 +90,28 @@ def _train(
         dist.stop()
 
 
+def check_folder(out: Path) -> None:
+    """Refuse a run where none can be.
+
+    Raises:
+        InputError: `out`, or a folder that it is to lie in, is a file.
+    """
+    nearest = next((path for path in (out, *out.parents) if os.path.exists(path)), out)
+    if os.path.exists(nearest) and not os.path.isdir(nearest):
+        where = "is a file" if nearest == out else f"lies in {nearest}, which is a file"
+        raise InputError(f"-o {out} {where}; a run needs a folder")
+
+
 def _open(train: TrainConfig, data: DataConfig) -> tuple[Source, Source | None]:
     """The training data and the held-out data; the main process reads first, so that only it downloads."""
-    if not dist.is_main():
-        dist.barrier()
-    source = open_data(train.data, data)
-    held_out = _test_source(train, data, source.info)
-    if dist.is_main():
-        dist.barrier()
-    return source, held_out
+
+    def read() -> tuple[Source, Source | None]:
+        source = open_data(train.data, data)
+        return source, _test_source(train, data, source.info)
+
+    kept: list[tuple[Source, Source | None]] = []
+    dist.on_main(lambda: kept.append(read()))  # what is wrong with the data ends every process alike
+    return kept[0] if kept else read()
 
 
 def _run(
@@ -117,6 +133,8 @@ def _run(
     steps = total_steps(optim, len(source))
     settings = {**to_dict(config), **to_dict(optim), "model": name, "fingerprint": info.fingerprint}
     settings.pop("accumulate")  # changes the memory, not the result
+    preview = picture_maker(entry, config, source, out / "samples", device)
+    # last of all that may be refused: --fresh is not to cost a run that the new one does not replace
     dist.on_main(lambda: erase(out) if train.fresh else check_settings(out, settings))
     about = {"model": to_dict(config), "optim": to_dict(optim), "data": to_dict(data), "source": train.data}
 
@@ -125,7 +143,7 @@ def _run(
             out / MODEL, model.state_dict(), model=name, config=about, data=info._asdict(), step=step
         )
 
-    done = _steps_done(out)
+    done = steps_done(out)
     if done >= steps:
         say(f"{out} is done ({done} steps)")
     else:
@@ -141,7 +159,6 @@ def _run(
     interrupt = Interrupt()
     with Meter(f"train {name}", steps, start=done) as meter, interrupt.watched():
         log = Log(out, meter, run.tensorboard)
-        preview = picture_maker(entry, config, source, out / "samples", device)
         hooks = Hooks(log, preview, interrupt)
         result = fit(
             objective, source, optim=optim, run=run, out=out, save=save, settings=settings, hooks=hooks
@@ -157,10 +174,6 @@ def _run(
     log.close()
     answer = {"run": str(out), "step": result.step, "test": scores}
     emit(answer if train.json else out / MODEL, train.json)
-
-
-def _steps_done(out: Path) -> int:
-    return int(io.read_metadata(out / STATE).get("step", 0)) if (out / STATE).exists() else 0
 
 
 def _describe(
@@ -209,9 +222,7 @@ class Log:
     def write(self, line: dict[str, Any]) -> None:
         """Append a JSON line."""
         if dist.is_main():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            io.append_text(self.path, json.dumps(line) + "\n")
 
     def close(self) -> None:
         """Let TensorBoard write what it still holds."""
@@ -219,12 +230,24 @@ class Log:
             self.board.close()
 
 
-def _tensorboard(out: Path) -> Any:
+def _writer() -> Any:
+    """TensorBoard's SummaryWriter.
+
+    Raises:
+        InputError: the package is missing.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("--tensorboard needs the package: pip install 'genkit[tensorboard]'") from None
-    return SummaryWriter(str(out))
+    return SummaryWriter
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        return _writer()(str(out))
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}; choose another -o") from error
 
 
 def _test_source(train: TrainConfig, data: DataConfig, info: Info) -> Source | None:

@@ -65,7 +65,7 @@ PRIORS = {
 class PriorBottleneck(nn.Module):
     """Codes as the encoder gives them, which training shapes like the prior of that name."""
 
-    has_prior, cost = True, ""
+    has_prior, cost, random = True, "", False
 
     def __init__(self, prior: str) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class VectorQuantizer(nn.Module):
     The first step runs without quantisation, and its vectors make the first codebook.
     """
 
-    has_prior, cost = False, "commitment"
+    has_prior, cost, random = False, "commitment", False
     codebook: Tensor
     total: Tensor
     usage: Tensor

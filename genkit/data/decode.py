@@ -15,6 +15,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MIN_SIDE = 4
+GONE = "does not exist"
 ORIENTATION = 0x0112  # the EXIF tag; values from 5 on exchange width and height
 # What Pillow's plugins raise on damaged files, by fuzzing and by its own handlers.
 DAMAGED = (
@@ -80,7 +81,7 @@ def open_image(stream: BinaryIO) -> Image.Image:
 def reason(error: Exception) -> str:
     """Why a file could not be read, as the end of a sentence that begins with its name."""
     if isinstance(error, FileNotFoundError):
-        return "does not exist"
+        return GONE
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror})"
     return f"is damaged ({' '.join(str(error).split()) or type(error).__name__})"

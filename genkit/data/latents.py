@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 
 from ..errors import InputError
@@ -37,9 +36,9 @@ def open_tensors(
     Raises:
         InputError: when they are missing, damaged or of another kind, or latents are to change their shape.
     """
-    from ..io import load_latents
+    from ..io import load_latents, read_stdin
 
-    file = load_latents(path if path is not None else sys.stdin.buffer.read(), ("latents", "images"))
+    file = load_latents(path if path is not None else read_stdin(), ("latents", "images"))
     labels, classes = file.labels, file.classes
     if labels is not None and not classes:
         classes = tuple(str(i) for i in range(int(labels.max()) + 1))

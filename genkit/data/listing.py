@@ -25,6 +25,7 @@ class Listing(NamedTuple):
     labels: list[int] | None
     captions: list[str] | None
     notes: list[str]
+    rows: list[str] | None = None  # parallel to names: the table's line that names each
 
 
 def is_image(name: str) -> bool:
@@ -97,7 +98,7 @@ def from_rows(store: Store, top: str, rows: list[Row], images: list[str]) -> Lis
         listing = listing._replace(captions=[row.caption or "" for row in rows])
     left = len(set(images) - set(names) - {posixpath.join(top, "grid.png")})
     notes = [f"{store.path}: {left:,} images are not in the metadata and are left out"] if left else []
-    return listing._replace(notes=notes)
+    return listing._replace(notes=notes, rows=[row.where for row in rows])
 
 
 def classify(words: list[str]) -> tuple[tuple[str, ...], list[int]]:

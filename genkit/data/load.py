@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from .decode import BadImage, Header, header, open_image, parallel, reason, to_array
+from .decode import GONE, BadImage, Header, header, open_image, parallel, reason, to_array
 from .listing import Listing
 from .resident import Resident, resident_images
 from .store import Store
@@ -61,7 +61,7 @@ def load_images(
     shape = (channels, *size)
     if len(listing.names) * channels * size[0] * size[1] > limit:
         return Streaming(name, listing, shape, workers)
-    pixels = gather(listing.store, listing.names, scans, channels, size)
+    pixels = gather(listing, scans, channels, size)
     classes, labels, captions = listing.classes, listing.labels, listing.captions
     return resident_images(
         name,
@@ -96,7 +96,7 @@ def scan(
     bad = [i for i, s in enumerate(scans) if s.bad]
     if not bad:
         return listing, scans
-    report = complaint(store.path, [(names[i], scans[i].bad) for i in bad], len(names))
+    report = complaint(listing, [(i, scans[i].bad) for i in bad])
     if not skip_bad or len(bad) == len(names):
         raise InputError(report if skip_bad else report + ", or pass --skip-bad")
     good = [i for i, s in enumerate(scans) if not s.bad]
@@ -122,12 +122,19 @@ def look(store: Store, name: str, plan: Plan | None) -> Scan:
         return Scan(bad=reason(error))
 
 
-def complaint(root: Path, bad: list[tuple[str, str]], count: int) -> str:
-    """One line on the unreadable files, with the names of the first few."""
+def complaint(listing: Listing, bad: list[tuple[int, str]]) -> str:
+    """One line on the unreadable files `bad`, (index, reason), with the names of the first few; a file that
+    only a table knows of is the table's mistake."""
+    root, names = listing.store.path, listing.names
+    rows = [listing.rows[i] for i, why in bad if listing.rows is not None and why == GONE]
     if len(bad) == 1:
-        return f"{root}/{bad[0][0]} {bad[0][1]}; replace or remove it"
-    listed = ", ".join(f"{name} {why}" for name, why in bad[:3]) + (", …" if len(bad) > 3 else "")
-    return f"{root}: {len(bad):,} of {count:,} images are unreadable ({listed}); replace or remove them"
+        i, why = bad[0]
+        if rows:
+            return f"{rows[0]}: {names[i]} {why}; correct or remove that row"
+        return f"{root}/{names[i]} {why}; replace or remove it"
+    listed = ", ".join(f"{names[i]} {why}" for i, why in bad[:3]) + (", …" if len(bad) > 3 else "")
+    remedy = f"correct or remove their rows, the first being {rows[0]}" if rows else "replace or remove them"
+    return f"{root}: {len(bad):,} of {len(names):,} images are unreadable ({listed}); {remedy}"
 
 
 def select(listing: Listing, keep: list[int]) -> Listing:
@@ -136,6 +143,7 @@ def select(listing: Listing, keep: list[int]) -> Listing:
         names=[listing.names[i] for i in keep],
         labels=None if listing.labels is None else [listing.labels[i] for i in keep],
         captions=None if listing.captions is None else [listing.captions[i] for i in keep],
+        rows=None if listing.rows is None else [listing.rows[i] for i in keep],
     )
 
 
@@ -151,12 +159,13 @@ def common_size(root: Path, headers: list[Header]) -> tuple[Size, list[str]]:
     return (side, side), [f"{root}: sizes differ ({span}); resized and centre-cropped to {side}×{side}"]
 
 
-def gather(store: Store, names: list[str], scans: list[Scan], channels: int, size: Size) -> np.ndarray:
+def gather(listing: Listing, scans: list[Scan], channels: int, size: Size) -> np.ndarray:
     """(N, H, W, channels) uint8: the pixels that the scan kept where they fit, the others decoded now.
 
     Raises:
         InputError: when files cannot be decoded.
     """
+    store, names = listing.store, listing.names
     pixels = np.empty((len(names), *size, channels), np.uint8)
     again = Plan(size, channels, size, verify=False)
 
@@ -171,7 +180,7 @@ def gather(store: Store, names: list[str], scans: list[Scan], channels: int, siz
         scans[i] = Scan()  # the copy is free to go
         return ""
 
-    bad = [(names[i], why) for i, why in enumerate(parallel(fill, range(len(names)))) if why]
+    bad = [(i, why) for i, why in enumerate(parallel(fill, range(len(names)))) if why]
     if bad:
-        raise InputError(complaint(store.path, bad, len(names)) + ", or pass --skip-bad")
+        raise InputError(complaint(listing, bad) + ", or pass --skip-bad")
     return pixels

@@ -16,6 +16,7 @@ class Row(NamedTuple):
     name: str
     caption: str | None
     label: str | None
+    where: str  # the table and its line, for a message
 
 
 def read_metadata(store: Store, table: str) -> list[Row]:
@@ -77,7 +78,8 @@ def row(record: Mapping[str, Any], folder: str, where: str) -> Row:
         raise InputError(f"{where}: text must be a string, got {text!r}")
     if isinstance(label, list | dict | float):
         raise InputError(f"{where}: label must be a string or a whole number, got {label!r}")
-    return Row(posixpath.normpath(posixpath.join(folder, name)), text, None if label is None else str(label))
+    path = posixpath.normpath(posixpath.join(folder, name))
+    return Row(path, text, None if label is None else str(label), where)
 
 
 def check(rows: list[Row], where: str) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,12 +97,24 @@ def read(make: Callable[..., Any], name: str, folder: Path, train: bool) -> Any:
         ) from None
     where = f"put torchvision's files into {folder / layout(name)}, or say where they are with --data-root"
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), no_empty_folders(folder / layout(name)):
             print(f"{name} is not in {folder}; downloading", file=sys.stderr)
             return make(root=folder, train=train, download=True)
     except (OSError, EOFError, ValueError, AssertionError, RuntimeError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{name} is not in {folder} and cannot be downloaded ({why}); {where}") from None
+
+
+@contextlib.contextmanager
+def no_empty_folders(folder: Path) -> Iterator[None]:
+    """Within, `folder` may be made; when that leads nowhere, what is new and empty of its path goes again."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def layout(name: str) -> str:

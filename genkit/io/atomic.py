@@ -27,8 +27,7 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(f"cannot write {path}: {reason}; free space or choose another -o") from error
+        raise _unwritable(path, error) from error
     finally:
         # A read-only or vanished folder must not hide the error that is on its way up.
         with contextlib.suppress(OSError):
@@ -43,6 +42,25 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` atomically."""
     write_bytes(path, text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` as UTF-8 to the end of `path`, which is made where it is missing.
+
+    Raises:
+        RunError: when the disk is full or the folder read-only.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> RunError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RunError(f"cannot write {path}: {reason}; free space or choose another -o")
 
 
 def _umask() -> int:

@@ -85,12 +85,14 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
     z, labels = tensors.get("latents"), tensors.get("labels")
     if z is None or z.ndim != 4 or not z.is_floating_point() or len(z) == 0:
         raise InputError(f"{name}: 'latents' must be a float tensor (N, C, H, W) with N > 0")
-    shift, scale = (tuple(json_field(name, metadata, key)) for key in ("shift", "scale"))
-    if any(len(s) not in (0, z.shape[1]) for s in (shift, scale)) or not all(s > 0 for s in scale):
+    if labels is not None and (labels.ndim != 1 or labels.dtype != torch.int64):
         raise InputError(
-            f"{name}: shift and scale must have one value per channel ({z.shape[1]}), scale positive"
+            f"{name}: 'labels' must be an int64 tensor (N,), got {labels.dtype} {tuple(labels.shape)}"
         )
-    captions = json_field(name, metadata, "captions") if "captions" in metadata else None
+    shift, scale = (_numbers(name, metadata, key, z.shape[1]) for key in ("shift", "scale"))
+    if not all(s > 0 for s in scale):
+        raise InputError(f"{name}: scale must be positive, got {list(scale)}; encode the images again")
+    captions = _texts(name, metadata, "captions") if "captions" in metadata else None
     if any(rows is not None and len(rows) != len(z) for rows in (labels, captions)):
         raise InputError(f"{name}: there must be one label and one caption per latent ({len(z)})")
     nulls = tensors.get("nulls")
@@ -107,6 +109,9 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
             f"{name}: 'tokens' must be an int64 tensor (N, H, W) with the N, H and W of the latents "
             f"{(len(z), *z.shape[2:])}, got {tokens.dtype} {tuple(tokens.shape)}"
         )
+    extra = json_field(name, metadata, "extra")
+    if not isinstance(extra, dict):
+        raise InputError(f"{name}: metadata 'extra' must be a JSON object, got {extra!r}")
     return Latents(
         z=z.float(),
         kind=metadata["kind"],
@@ -116,12 +121,35 @@ def load_latents(source: Path | bytes, kinds: tuple[str, ...] = ("latents",)) ->
         scale=scale,
         codec=metadata.get("codec", ""),
         model=metadata.get("model", ""),
-        classes=tuple(json_field(name, metadata, "classes")),
-        extra=json_field(name, metadata, "extra"),
+        classes=tuple(_texts(name, metadata, "classes")),
+        extra=extra,
         sha256=metadata["sha256"],
         nulls=None if nulls is None else nulls.float(),
         tokens=tokens,
     )
+
+
+def _numbers(name: str, metadata: dict[str, str], key: str, channels: int) -> tuple[float, ...]:
+    """The numbers of a metadata key, one for each channel or none at all."""
+    values = json_field(name, metadata, key)
+    if (
+        not isinstance(values, list)
+        or len(values) not in (0, channels)
+        or not all(isinstance(v, int | float) and abs(v) <= torch.finfo(torch.float32).max for v in values)
+    ):
+        raise InputError(
+            f"{name}: {key} must be one value per channel ({channels}), each a finite number, "
+            f"got {values}; encode the images again"
+        )
+    return tuple(values)
+
+
+def _texts(name: str, metadata: dict[str, str], key: str) -> list[str]:
+    """The strings of a metadata key."""
+    values = json_field(name, metadata, key)
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise InputError(f"{name}: metadata {key!r} must be a JSON list of strings")
+    return values
 
 
 def _load_shards(folder: Path, kinds: tuple[str, ...]) -> Latents:

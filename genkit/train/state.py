@@ -2,6 +2,8 @@
 file."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 from .. import io
 from ..config import differences
-from ..errors import InputError
+from ..errors import InputError, RunError
+from ..io.tensors import json_field
 from .average import Average
 
 Optimizers = dict[str, torch.optim.Optimizer]
@@ -51,7 +54,9 @@ def load_state(out: Path, objective: nn.Module, average: Average, optimizers: Op
     path = out / STATE
     if not path.exists():
         return 0
-    tensors, metadata = io.load_tensors(path, ("state",))
+    with _way_out():
+        tensors, metadata = io.load_tensors(path, ("state",))
+        step = int(json_field(str(path), metadata, "step"))
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -73,7 +78,29 @@ def load_state(out: Path, objective: nn.Module, average: Average, optimizers: Op
             moved = torch.empty_like(like).copy_(value) if value.shape == like.shape and value.ndim else value
             state.setdefault(int(index), {})[name] = moved
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(metadata["step"])
+    return step
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """Within, what is wrong with a state is said with what to do about it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}; --fresh starts the run over") from None
+
+
+def steps_done(out: Path) -> int:
+    """The optimiser steps that the run in `out` has behind it, 0 without one.
+
+    Raises:
+        InputError: its state is damaged.
+    """
+    path = out / STATE
+    if not path.exists():
+        return 0
+    with _way_out():
+        return int(json_field(str(path), io.read_metadata(path), "step"))
 
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
@@ -86,7 +113,8 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
         if (out / MODEL).exists():
             raise InputError(f"{out} holds a model but no {STATE} to go on from; use --fresh or another -o")
         return
-    old = json.loads(io.read_metadata(out / STATE).get("settings", "{}"))
+    with _way_out():
+        old = json_field(str(out / STATE), io.read_metadata(out / STATE), "settings")
     changed = differences(old, settings)
     # without decay the learning rate does not know the run's length, so a longer run is a continuation
     if old.get("decay") == "none" == settings.get("decay"):
@@ -98,11 +126,18 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
 
 
 def erase(out: Path) -> None:
-    """Remove what a run wrote into `out`, and nothing else."""
-    for name in (STATE, MODEL, LOG):
-        (out / name).unlink(missing_ok=True)
-    for picture in (out / "samples").glob("*.png"):
-        picture.unlink()
+    """Remove what a run wrote into `out`, and nothing else.
+
+    Raises:
+        RunError: the folder is read-only.
+    """
+    try:
+        for name in (STATE, MODEL, LOG):
+            (out / name).unlink(missing_ok=True)
+        for picture in (out / "samples").glob("*.png"):
+            picture.unlink()
+    except OSError as error:
+        raise RunError(f"cannot start over in {out}: {error.strerror}; choose another -o") from error
 
 
 def cut_log(out: Path, step: int) -> None:
@@ -111,10 +146,12 @@ def cut_log(out: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text("utf-8").splitlines():
+    text = path.read_text("utf-8")
+    for line in text.splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError):
             continue  # the line that a kill cut in two
-    io.write_text(path, "".join(kept))
+    if "".join(kept) != text:  # a finished run may lie where nothing can be written
+        io.write_text(path, "".join(kept))

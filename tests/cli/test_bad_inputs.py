@@ -47,7 +47,13 @@ def refused(capfd, *arguments):
         ("sample ddim -m runs/ddpm --spacing karas -o new.png", "did you mean 'karras'"),
         ("decode runs/vae/model.safetensors -m runs/vae -o new/", "holds checkpoint, but latents"),
         ("decode none.safetensors -m runs/vae -o new/", "does not exist"),
+        ("decode digits -m runs/vae -o new/", "digits does not exist; decode takes a latents file"),
         ("encode z.safetensors -m runs/vae -o new.safetensors", "encode takes images"),
+        ("encode digits -m runs/vae --seed 1 -o new.safetensors", "--seed 1 is read by --sample only"),
+        (
+            "encode digits -m runs/ae --sample -o new.safetensors",
+            "--sample draws from a posterior, and",
+        ),
         ("invert digits -m runs/ldm -o new.safetensors", "encode the images first"),
         ("interpolate a b -m runs/ddpm -o new.png", "no seed"),
         ("eval-fid digits digits --features runs/vae", "does not serve `eval-fid`"),

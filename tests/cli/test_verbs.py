@@ -1,11 +1,16 @@
 """Each verb as a user types it: forms of output, streams, provenance, and what is refused."""
 
+import errno
 import json
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from cli_tools import TINY_DDPM, genkit, shell
+from cli_tools import TINY_DDPM, TINY_VAE, genkit, shell
+from genkit_cli.encode import measure
 from genkit_cli.main import GROUPS, VERBS
 from PIL import Image
 
@@ -22,7 +27,6 @@ def pixels(path):
 def test_help_needs_no_torch():
     """Oracle: a process that forbids importing torch still prints the manual's first page."""
     import subprocess
-    import sys
 
     ban = "import sys; sys.modules['torch'] = None"
     code = f"{ban}; from genkit_cli.main import main; sys.exit(main(['--help']))"
@@ -355,3 +359,106 @@ def test_wrong_recipes(work, capfd, recipe, message):
     assert code == 2
     assert message in err
     assert not (work / "runs/r").exists()
+
+
+TRAIN = ("train", "ddpm", *TINY_DDPM, "--steps", "12", "--precision", "fp32", "-o", "runs/ddpm", "--fresh")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--batch-size", "9", "--accumulate", "2"), "--batch-size must be a multiple"),
+        (("--tensorboard",), "--tensorboard needs the package"),
+        (("--device", "meta"), "device 'meta' cannot be used here"),
+        (("--data", "none.png"), "none.png"),
+        (("--multipliers", "1,1,1,1,1"), "8x8"),
+    ],
+)
+def test_refused_fresh_keeps_the_run(work, capfd, monkeypatch, options, message):
+    """Oracle: the bytes of all files of the run."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    files = {p: p.read_bytes() for p in (work / "runs/ddpm").rglob("*") if p.is_file()}
+    code, _, err = genkit(capfd, *TRAIN, *options)
+    assert code == 2, err
+    assert message in err
+    assert {p: p.read_bytes() for p in (work / "runs/ddpm").rglob("*") if p.is_file()} == files
+
+
+def test_run_below_a_file(work, capfd):
+    """Oracle: refused before any work, with the file that is in the way."""
+    (work / "file").write_text("")
+    code, _, err = genkit(capfd, *TRAIN[:-3], "-o", "file/a/b")
+    assert code == 2
+    assert err == "genkit: -o file/a/b lies in file, which is a file; a run needs a folder\n"
+
+
+def test_read_only_run_folder(work, capfd, monkeypatch):
+    """Oracle: exit 1, one line with the file and the remedy; a finished run has nothing to write."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("unlink", "mkdir"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert genkit(capfd, *TRAIN[:-1])[0] == 0
+    for options in (("runs/new",), ("runs/new", "--fresh"), ("runs/ddpm", "--fresh")):
+        code, _, err = genkit(capfd, *TRAIN[:-3], "-o", *options)
+        assert code == 1, err
+        last = err.splitlines()[-1]
+        assert "Read-only file system" in last
+        assert options[0] in last
+        assert "choose another -o" in last
+
+
+@pytest.mark.parametrize("cut", [20, -10])
+def test_truncated_state(work, capfd, cut):
+    """Oracle: --fresh is named, and does what it says."""
+    state = work / "runs/ddpm/state.safetensors"
+    state.write_bytes(state.read_bytes()[:cut])
+    code, _, err = genkit(capfd, *TRAIN[:-1])
+    assert code == 2
+    assert "state.safetensors" in err.splitlines()[-1]
+    assert "--fresh" in err.splitlines()[-1]
+    assert genkit(capfd, *TRAIN)[0] == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--sample",)])
+def test_one_image_goes_there_and_back(work, capfd, recwarn, flags):
+    """Oracle: the file can be read, its scale by hand: of a vector code each channel has one value, and one
+    that does not vary keeps its unit. No warning is due."""
+    Image.new("L", (8, 8), 77).save(work / "one.png")
+    tiny = ("train", "vae", "--latent", "3", *TINY_VAE, "--steps", "2", "-o", "runs/vector")
+    assert genkit(capfd, *tiny)[0] == 0
+    recwarn.clear()
+    code, _, err = genkit(capfd, "encode", "one.png", "-m", "runs/vector", "-o", "one.safetensors", *flags)
+    assert code == 0, err
+    assert not list(recwarn)
+    latents = io.load_latents(work / "one.safetensors")
+    assert latents.scale == (1.0, 1.0, 1.0)
+    assert latents.shift == pytest.approx(latents.z.flatten().tolist())
+    assert genkit(capfd, "decode", "one.safetensors", "-m", "runs/vector", "-o", "back.png")[0] == 0
+    assert measure(torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)) == ((3.0,), (2.0,))
+
+
+def relabelled(work, labels, **changes):
+    """z.safetensors of two images with other labels."""
+    z = io.load_latents(work / "z.safetensors")
+    z = z._replace(z=z.z[:2], labels=torch.tensor(labels), captions=None, tokens=None, **changes)
+    io.save_latents(work / "two.safetensors", z)
+
+
+@pytest.mark.parametrize("labels, model", [((0, 11), "m"), ((0, 10), ""), ((-1, 3), "m")])
+def test_decode_refuses_labels_of_no_class(work, capfd, labels, model):
+    """Oracle: the label and the file are named; the null class, 10, is only known to diffusion models."""
+    relabelled(work, labels, model=model)
+    code, _, err = genkit(capfd, "decode", "two.safetensors", "-m", "runs/vae", "-o", "new/")
+    assert code == 2
+    strange = next(v for v in labels if not 0 <= v < 10)
+    assert f"two.safetensors has the label {strange}, outside its 10 classes (0 to 9)" in err
+    assert not (work / "new").exists()
+
+
+def test_decode_takes_the_null_class(work, capfd):
+    """Oracle: exit 0 for what a diffusion model drew of no class."""
+    relabelled(work, (0, 10), model="m")
+    assert genkit(capfd, "decode", "two.safetensors", "-m", "runs/vae", "-o", "new/")[0] == 0

@@ -130,7 +130,16 @@ def test_skipping_keeps_labels_in_step(tmp_path: Path) -> None:
         ("metadata.csv", "file_name,text\n../x.png,a\n", "'../x.png' lies outside the folder"),
         ("metadata.csv", "file_name,text\n/etc/x.png,a\n", "'/etc/x.png' lies outside the folder"),
         ("metadata.csv", "file_name,text\nC:\\x.png,a\n", "lies outside the folder"),
-        ("metadata.csv", "file_name,text\ngone.png,a\n", "gone.png does not exist"),
+        (
+            "metadata.csv",
+            "file_name,text\n0.png,b\ngone.png,a\n",
+            "metadata.csv, line 3: gone.png does not exist; correct or remove that row",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png"}\n{"file_name": "b.png"}\n',
+            "a.png does not exist, b.png does not exist); correct or remove their rows, the first being",
+        ),
         ("metadata.csv", "name,text\n0.png,a\n", "has no file_name column (its columns: name, text)"),
         ("metadata.csv", "", "has no file_name column"),
         ("metadata.csv", "file_name,text\n", "has no rows"),

@@ -161,3 +161,20 @@ def test_damaged_mnist_is_one_line(tmp_path: Path) -> None:
         (raw / f"{part}-ubyte").write_bytes(b"\x00\x00\x08\x03 not it")
     with pytest.raises(InputError, match=r"mnist in .* is damaged"):
         open_source("mnist", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_failed_download_leaves_no_folders(tmp_path, monkeypatch, name):
+    """Oracle: what stood there before; a root that was there stays, and so does one that holds something."""
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    for module in ("mnist", "cifar", "utils"):
+        target = f"torchvision.datasets.{module}.download_and_extract_archive"
+        monkeypatch.setattr(target, offline)
+    (tmp_path / "there").mkdir()
+    for root in ("new/deep", "there"):
+        with pytest.raises(InputError, match="cannot be downloaded"):
+            names.load_named(name, "train", tmp_path / root, None)
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genkit import io
-from genkit.errors import InputError
+from genkit.errors import InputError, RunError
 from genkit.io.latents import Latents, latents_bytes
 
 
@@ -56,7 +56,7 @@ def test_shards_of_two_codecs_are_refused(tmp_path):
     "changes, message",
     [
         ({"scale": (1.0,)}, "one value per channel"),
-        ({"scale": (1.0, 0.0)}, "scale positive"),
+        ({"scale": (1.0, 0.0)}, "scale must be positive"),
         ({"labels": torch.arange(3)}, "one label and one caption"),
         ({"z": torch.zeros(5, 2)}, r"\(N, C, H, W\)"),
         ({"z": torch.zeros(0, 2, 3, 3)}, "N > 0"),
@@ -86,3 +86,54 @@ def test_tokens_round_trip_and_are_checked(tmp_path):
         InputError, match=r"'tokens' must be an int64 tensor .* \(5, 3, 3\), got .*\(5, 2, 3\)"
     ):
         io.load_latents(tmp_path / "z.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"scale": '["1.0", "2.0"]'}, r"scale must be one value per channel \(2\), each a finite number"),
+        ({"scale": "[1.0, Infinity]"}, "scale must be .* finite"),
+        ({"scale": "5"}, "scale must be one value per channel"),
+        ({"shift": "[NaN, 0.0]"}, "shift must be .* finite"),
+        ({"shift": f"[1{'0' * 400}, 0.0]"}, "shift must be .* finite"),
+        ({"classes": "3"}, "'classes' must be a JSON list of strings"),
+        ({"captions": "[1, 2, 3, 4, 5]"}, "'captions' must be a JSON list of strings"),
+        ({"extra": "[]"}, "'extra' must be a JSON object"),
+    ],
+)
+def test_foreign_metadata(tmp_path, changes, message):
+    """Oracle: metadata of another kind under a checksum that is right are refused by their name."""
+    io.save_latents(tmp_path / "z.safetensors", make())
+    tensors, metadata = io.load_tensors(tmp_path / "z.safetensors", ("latents",))
+    kept = {k: v for k, v in metadata.items() if k not in ("genkit", "kind", "sha256", "checksum")}
+    io.save_tensors(tmp_path / "z.safetensors", tensors, "latents", {**kept, **changes})
+    with pytest.raises(InputError, match=rf"z\.safetensors: .*{message}"):
+        io.load_latents(tmp_path / "z.safetensors")
+
+
+def test_labels_are_whole_numbers(tmp_path):
+    """Oracle: the type and shape are named."""
+    io.save_latents(tmp_path / "z.safetensors", make())
+    tensors, metadata = io.load_tensors(tmp_path / "z.safetensors", ("latents",))
+    kept = {k: v for k, v in metadata.items() if k not in ("genkit", "kind", "sha256", "checksum")}
+    io.save_tensors(tmp_path / "z.safetensors", {**tensors, "labels": torch.ones(5, 2)}, "latents", kept)
+    with pytest.raises(InputError, match=r"'labels' must be an int64 tensor .* got torch.float32 \(5, 2\)"):
+        io.load_latents(tmp_path / "z.safetensors")
+
+
+def test_appending_under_a_file_fails_with_a_remedy(tmp_path):
+    """Oracle: what `atomic` says of the same place."""
+    (tmp_path / "file").write_text("")
+    lines = []
+    for write in (io.append_text, io.write_text):
+        with pytest.raises(RunError, match="choose another -o") as caught:
+            write(tmp_path / "file/log.jsonl", "line")
+        lines.append(str(caught.value))
+    assert lines[0] == lines[1]
+
+
+def test_stdin_is_of_one_process(monkeypatch):
+    """Oracle: the refusal, before a byte is read."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="- cannot be read by 2 processes; write a file and name it"):
+        io.read_stdin()
