@@ -174,9 +174,8 @@ def build(config: VaeConfig, info: Info) -> Autoencoder:
     """The autoencoder for images like those of `info`.
 
     Raises:
-        InputError: see `autoencoder` and `judge.check_judge`.
+        InputError: see `autoencoder`.
     """
-    check_judge(config, config.adversarial)
     return autoencoder("vae", config, info, BOTTLENECKS[config.bottleneck](), config.binarise != "none")
 
 
@@ -188,6 +187,7 @@ def objective(module: nn.Module, config: VaeConfig, info: Info) -> Objective:
     """
     assert isinstance(module, Autoencoder)
     check_network(config, vector=module.latent_shape[1:] == (1, 1))
+    check_judge(config, config.adversarial)
     posterior = config.bottleneck == "gaussian", "--bottleneck gaussian"
     check_read(config, dict.fromkeys(("beta", "kl_warmup", "free_bits"), posterior))
     elbo = Reconstruction(

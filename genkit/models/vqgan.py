@@ -11,7 +11,7 @@ from ..data.source import Info
 from ..objectives.judged import Judged
 from ..objectives.quantised import PIXELS, Quantised
 from ..registry import Entry, register
-from .judge import JudgeConfig, check_judge, judged
+from .judge import JudgeConfig, judged
 from .vqvae import OPTIM, QuantisedConfig, autoencoder, preview
 
 
@@ -23,8 +23,7 @@ class VqGanConfig(QuantisedConfig, JudgeConfig):
 
 
 def build(config: VqGanConfig, info: Info) -> Autoencoder:
-    """The autoencoder for images like those of `info`; see `vqvae.autoencoder` and `judge.check_judge`."""
-    check_judge(config, adversarial=True)
+    """The autoencoder for images like those of `info`; see `vqvae.autoencoder`."""
     return autoencoder("vqgan", config, info)
 
 

@@ -216,9 +216,12 @@ def test_a_judged_vae(capfd, trained):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("vae", "--disc-start", "5"), "--disc-start 5 is of a critic and there is none; add --adversarial"),
-        (("vae", "--spectral-norm"), "--spectral-norm is of a critic"),
-        (("vae", "--adversarial", "--perceptual-weight", "2"), "--perceptual-weight 2.0 needs a distance"),
+        (("vae", "--disc-start", "5"), "--disc-start 5 is read by --adversarial only"),
+        (("vae", "--spectral-norm"), "--spectral-norm is read by --adversarial only"),
+        (
+            ("vae", "--adversarial", "--perceptual-weight", "2"),
+            "--perceptual-weight 2 is read by --perceptual only",
+        ),
         (("vqvae", "--latent", "16x5x5"), "--latent 16x5x5 does not fit 8x8 images"),
         (("vqvae", "--codes", "1"), "--codes"),
         (("vqgan", "--perceptual", "lpips"), "lpips needs images of 16 pixels or more"),
