@@ -42,7 +42,9 @@ class EvalConfig:
         REQUIRED, "Real images, in the same forms; NAME:test is a data set's test split.", positional=True
     )
     metrics: str = arg("fid,kid", f"Comma-separated: {', '.join(METRICS)}.", panel="Features")
-    count: int | None = arg(None, "Only the first so many images of each; default: all.", min=2, short="-n")
+    count: int | None = arg(
+        None, "So many images of each, spread over them; default: all.", min=2, short="-n"
+    )
     save_real: Path | None = arg(
         None, "Also write the real statistics to this .safetensors.", panel="Features"
     )

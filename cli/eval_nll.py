@@ -18,7 +18,8 @@ from genkit.diffusion.bound import VARIANCES, make_chain
 from genkit.diffusion.denoiser import Denoise, Denoiser, bind, clipped
 from genkit.diffusion.schedules import SPACINGS
 from genkit.errors import InputError
-from genkit.evaluate.nll import Bind, Nll, nll, spread
+from genkit.evaluate.nll import Bind, Nll, nll
+from genkit.evaluate.subset import spread
 from genkit.models.load import Loaded
 from genkit.models.sampling import prepare, sampling_times
 

@@ -14,7 +14,7 @@ from genkit.codecs.autoencoder import Autoencoder
 from genkit.config import REQUIRED, arg, from_dict
 from genkit.data.source import Source
 from genkit.errors import InputError
-from genkit.evaluate.nll import spread
+from genkit.evaluate.subset import spread
 from genkit.models.load import Loaded
 from genkit.models.prior import KINDS, MOST, PRIOR, Prior, distance, fit_mixture, save_prior
 

@@ -12,7 +12,7 @@ from genkit.config import arg
 from genkit.data.source import Source
 from genkit.errors import InputError
 from genkit.evaluate.importance import ImportanceBound, Posterior, importance_bound
-from genkit.evaluate.nll import spread
+from genkit.evaluate.subset import spread
 from genkit.models import vae
 from genkit.models.load import Loaded
 from genkit.objectives.reconstruction import BINARISE, binarised

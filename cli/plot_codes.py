@@ -13,7 +13,7 @@ from genkit import machine
 from genkit.codecs.priors import PriorBottleneck
 from genkit.config import REQUIRED, arg
 from genkit.errors import InputError, RunError
-from genkit.evaluate.nll import spread
+from genkit.evaluate.subset import spread
 from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 from genkit.models.prior import own_codes

@@ -14,7 +14,8 @@ from genkit import dist, machine
 from genkit.config import REQUIRED, arg
 from genkit.data.source import Source
 from genkit.errors import InputError
-from genkit.evaluate.nll import estimate, spread
+from genkit.evaluate.nll import estimate
+from genkit.evaluate.subset import spread
 from genkit.io.checkpoint import command_line
 from genkit.io.images import save_png, tile
 from genkit.models.load import Loaded

@@ -27,14 +27,16 @@ class Found(NamedTuple):
 
 
 def cache_path(info: Info, extractor: Extractor, n: int) -> Path:
-    """The file for the first `n` images: statistics/SHA.safetensors in $GENKIT_CACHE or ~/.cache/genkit.
+    """The file for `n` of the images: statistics/SHA.safetensors in $GENKIT_CACHE or ~/.cache/genkit.
 
-    SHA covers the data, the weights, n and the versions of the code in between: there is nothing to go stale.
+    SHA covers the data, the weights, which images are measured and the versions of the code in between: there
+    is nothing to go stale.
     """
     root = Path(os.environ.get("GENKIT_CACHE") or Path.home() / ".cache" / "genkit")
     code = {**versions(), "torch-fidelity": torch_fidelity.__version__}
+    chosen = n if n == info.count else [n, "spread"]  # the first n, once
     key = json.dumps(
-        [info.fingerprint, info.shape, extractor.identity, extractor.note, n, code], sort_keys=True
+        [info.fingerprint, info.shape, extractor.identity, extractor.note, chosen, code], sort_keys=True
     )
     return root / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 

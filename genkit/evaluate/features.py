@@ -11,12 +11,13 @@ from .. import dist
 from ..data.source import ImageSource
 from ..errors import InputError, RunError
 from .extractors import Extractor, Features
+from .subset import spread
 
 Progress = Callable[[int, int], None]  # (images done, images to do) in this process
 
 
 def count(source: ImageSource, limit: int | None = None) -> int:
-    """How many images of `source` are measured: the first `limit`, or all.
+    """How many images of `source` are measured: `limit` of them, or all.
 
     Raises:
         InputError: that is fewer than the two which a covariance needs, or they are no images.
@@ -38,7 +39,7 @@ def extract(
     batch_size: int = 128,
     progress: Progress | None = None,
 ) -> Features:
-    """Features of the first `limit` images (or all), on the CPU and in the order of the source.
+    """Features of `limit` images spread over the source (or all), on the CPU and in its order.
 
     Under torchrun each process works on its own part of the range and all receive the whole.
 
@@ -47,11 +48,11 @@ def extract(
         RunError: the extractor gives NaN or infinity.
     """
     n = count(source, limit)
-    mine = dist.share(n)
+    chosen, mine = spread(len(source), n), dist.share(n)
     features, logits = torch.empty(len(mine), extractor.dim), torch.empty(len(mine), extractor.classes)
     done = 0
     # a process may have no image at all
-    chunks = torch.arange(mine.start, mine.stop).split(batch_size) if len(mine) else ()
+    chunks = chosen[mine.start : mine.stop].split(batch_size) if len(mine) else ()
     for images in _read_ahead(source, chunks):
         found, rows = extractor(images), slice(done, done + len(images))
         features[rows] = found.features

@@ -11,7 +11,8 @@ from .. import dist
 from .. import noise as rng
 from ..data.source import Source
 from ..errors import RunError
-from .nll import Estimate, Progress, estimate, spread
+from .nll import Estimate, Progress, estimate
+from .subset import spread
 
 AT_ONCE = 4096  # codes decoded together
 

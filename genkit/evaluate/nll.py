@@ -13,6 +13,7 @@ from ..diffusion.bound import Chain, prior_bits, terms
 from ..diffusion.denoiser import Denoise
 from ..diffusion.schedules import Schedule
 from ..errors import RunError
+from .subset import spread
 
 Bind = Callable[[Tensor | None], Denoise]  # labels (B,), for a model with classes -> the model with them
 Progress = Callable[[int], None]  # network evaluations done, of one example each, in this process
@@ -44,12 +45,6 @@ class Nll(NamedTuple):
     steps: Estimate  # the sum of L_{t-1}
     decoder: Estimate  # L_0
     curve: tuple[Point, ...]  # from the step next to the data
-
-
-def spread(n: int, limit: int | None) -> Tensor:
-    """(m,) int64 examples of 0 … n - 1, m = min(n, limit), evenly spread: folders are often sorted."""
-    count = n if limit is None else min(n, limit)
-    return torch.arange(count) * n // count
 
 
 def nll(

@@ -14,6 +14,7 @@ from .extractors import CLASSIFIER, Extractor
 from .features import count
 from .metrics import confidence, fid, fid_interval, inception_score, kid, precision_recall
 from .statistics import Statistics
+from .subset import spread
 
 METRICS = ("fid", "kid", "prc", "isc")
 ENOUGH = 2048  # images below which the covariance of Inception's 2048 features is singular
@@ -63,8 +64,8 @@ def score(
 ) -> Scores | None:
     """The scores of `fake` against `real`; None in every process of torchrun but the first, which has them.
 
-    extractor: may be None where both sets are statistics. limit: the first so many images of each set. cache:
-    whether statistics of real images are read from and put into the cache. seed: of the bootstrap.
+    extractor: may be None where both sets are statistics. limit: so many images of each set, spread over it.
+    cache: whether statistics of real images are read from and put into the cache. seed: of the bootstrap.
 
     Raises:
         InputError: an unknown metric, too few images, statistics of another extractor, or a metric that needs
@@ -99,7 +100,8 @@ def _accuracy(fake: ImageSource | Statistics, found: Statistics, extractor: Extr
         return None
     index = torch.tensor([extractor.names.index(name) for name in fake.info.classes])
     answer = found.logits.argmax(dim=1).cpu()
-    return (answer == index[fake.labels[: len(answer)]]).double().mean().item()
+    asked = fake.labels[spread(len(fake), len(answer))]
+    return (answer == index[asked]).double().mean().item()
 
 
 def compare(

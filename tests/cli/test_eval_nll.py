@@ -4,11 +4,9 @@ import csv
 import json
 
 import pytest
-import torch
 from cli_tools import TINY_DDPM, genkit
 from PIL import Image
 
-from genkit.evaluate.nll import spread
 from genkit.io.latents import load_latents, save_latents
 
 SHORT = ("--steps", "6", "-n", "5", "--device", "cpu")
@@ -102,10 +100,3 @@ def test_refusals(work, capfd, arguments, message):
     assert code == 2
     assert message in err
     assert "Traceback" not in err
-
-
-def test_examples_are_spread():
-    """Oracle: by hand; all of them when no limit or a larger one is given."""
-    assert spread(10, 4).tolist() == [0, 2, 5, 7]
-    assert torch.equal(spread(3, None), torch.arange(3))
-    assert torch.equal(spread(3, 9), torch.arange(3))

@@ -15,6 +15,7 @@ from genkit.evaluate import classifier, load_statistics, save_statistics, score
 from genkit.evaluate.extractors import Extractor, Features
 from genkit.evaluate.features import _gather, extract
 from genkit.evaluate.statistics import measure
+from genkit.evaluate.subset import spread
 
 CPU = torch.device("cpu")
 ALL = ("fid", "kid", "prc", "isc")
@@ -68,12 +69,13 @@ def test_warnings_name_what_is_wrong(extractor):
     assert "same images" in score(source, source, extractor, ("fid",)).warnings[-1]
 
 
-def test_limit_takes_the_first_images(extractor):
+def test_limit_takes_images_of_the_whole(extractor):
     """Oracle: a source that holds only those."""
     fake, real = Pixels(50, seed=1), Pixels(60, seed=2)
     found = score(fake, real, extractor, ALL, limit=40)
-    first = score(Pixels(data=fake.data[:40]), Pixels(data=real.data[:40]), extractor, ALL)
-    assert (found.fid, found.kid, found.n_fake, found.n_real) == (first.fid, first.kid, 40, 40)
+    some = [Pixels(data=s.data[spread(len(s.data), 40)]) for s in (fake, real)]
+    alone = score(*some, extractor, ALL)
+    assert (found.fid, found.kid, found.n_fake, found.n_real) == (alone.fid, alone.kid, 40, 40)
 
 
 def test_statistics_files_on_either_side(extractor, tmp_path):
