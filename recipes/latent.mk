@@ -1,6 +1,6 @@
 # Latent diffusion end to end: images -> VAE -> latents -> diffusion -> pictures -> FID.
 # Usage: make -f recipes/latent.mk                                    MNIST, 4x7x7 latents
-#        make -f recipes/latent.mk DATA=cifar10 TEST=cifar10:test LATENT=4x8x8 VAE=cifar-vae LDM=cifar-ldm DIR=cifar GUIDANCE=2
+#        make -f recipes/latent.mk DATA=cifar10 TEST=cifar10:test VAE=cifar-vae LDM=cifar-ldm DIR=cifar GUIDANCE=2
 DIR ?= latent
 DATA ?= mnist
 TEST ?= mnist:test
