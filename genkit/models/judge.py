@@ -37,7 +37,10 @@ class JudgeConfig:
     )
     disc_start: int = arg(1000, "First step of the critic and of its opinion.", min=0, panel=_CRITIC)
     disc_weight: float = arg(
-        0.8, "Weight of the critic's opinion, over the adaptive one.", min=0.0, panel=_CRITIC
+        0.2,
+        "Weight of the critic's opinion, over the adaptive one; Esser et al. 2021 have 0.8.",
+        min=0.0,
+        panel=_CRITIC,
     )
     disc_width: int = arg(32, "Channels of the critic after its first halving.", min=2, panel=_CRITIC)
     disc_depth: int | None = arg(

@@ -1,4 +1,8 @@
-"""vqgan: a VQ-VAE judged by a critic of patches and a perceptual distance too (Esser et al. 2021)."""
+"""vqgan: a VQ-VAE judged by a critic of patches and a perceptual distance too (Esser et al. 2021).
+
+The defaults are not the paper's, whose judges outweigh the pixels where a classifier stands in for LPIPS: on
+MNIST they gave 22.0 dB and a reconstruction FID of 0.0078, these 24.6 dB and 0.0033.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,10 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..codecs.autoencoder import Autoencoder
-from ..config import arg
 from ..data.source import Info
 from ..objectives.judged import Judged
-from ..objectives.quantised import PIXELS, Quantised
+from ..objectives.quantised import Quantised
 from ..registry import Entry, register
 from .judge import JudgeConfig, judged
 from .vqvae import OPTIM, QuantisedConfig, autoencoder, preview
@@ -18,8 +21,6 @@ from .vqvae import OPTIM, QuantisedConfig, autoencoder, preview
 @dataclass(frozen=True)
 class VqGanConfig(QuantisedConfig, JudgeConfig):
     """Settings of `genkit train vqgan`."""
-
-    recon: str = arg("l1", "Error of a pixel: squared or absolute.", choices=PIXELS, panel="Loss")
 
 
 def build(config: VqGanConfig, info: Info) -> Autoencoder:
@@ -33,7 +34,7 @@ def objective(module: nn.Module, config: VqGanConfig, info: Info) -> Judged:
     return judged(Quantised(module, config.recon), config, info)
 
 
-DEFAULTS: dict[str, Any] = {**OPTIM, "beta1": 0.5, "lr": 1e-3}
+DEFAULTS: dict[str, Any] = {**OPTIM, "beta1": 0.5}
 
 register(
     "vqgan",

@@ -59,13 +59,12 @@ class QuantisedConfig:
     commitment: float = arg(
         0.25, "Weight of the encoder's distance to its codes: beta of the paper.", min=0.0, panel=_LOSS
     )
+    recon: str = arg("mse", "Error of a pixel: squared or absolute.", choices=PIXELS, panel=_LOSS)
 
 
 @dataclass(frozen=True)
 class VqVaeConfig(QuantisedConfig):
     """Settings of `genkit train vqvae`."""
-
-    recon: str = arg("mse", "Error of a pixel: squared or absolute.", choices=PIXELS, panel=_LOSS)
 
 
 def default_latent(info: Info) -> str:
