@@ -10,7 +10,7 @@ from torch import Tensor
 from genkit import dist, io, machine
 from genkit import noise as rng
 from genkit.codecs.autoencoder import Autoencoder
-from genkit.config import REQUIRED, arg, differences
+from genkit.config import REQUIRED, arg, check_read, differences
 from genkit.data.source import ImageSource
 from genkit.errors import InputError
 from genkit.io.latents import Latents, load_latents
@@ -35,7 +35,7 @@ class EncodeConfig:
     )
     out: str = arg("latents.safetensors", "x.safetensors, - for a stream, or dir/ of shards.", short="-o")
     sample: bool = arg(False, "Draw from the posterior instead of taking its mean.")
-    seed: int | None = arg(None, "Decides the draws of --sample; default: 0.", min=0, max=2**63 - 1)
+    seed: int = arg(0, "Decides the draws of --sample.", min=0, max=2**63 - 1)
     fresh: bool = arg(False, "Replace the shards that the folder holds.")
     json: bool = arg(False, "Print the result as one JSON line.")
 
@@ -57,8 +57,7 @@ def _encode(config: EncodeConfig, data: DataConfig, run: PrecisionConfig) -> Non
     machine.tune_allocator()
     out = parse_out(config.out, ("tensors", "stream", "folder"))
     device = machine.pick_device(run.device)
-    if config.seed is not None and not config.sample:
-        raise InputError(f"--seed {config.seed} is read by --sample only; leave it out or add that")
+    check_read(config, {"seed": (config.sample, "--sample")})
     loaded = load(config.model, "encode")
     if config.sample and not getattr(getattr(loaded.module, "bottleneck", None), "random", True):
         raise InputError(
@@ -109,7 +108,7 @@ class Job:
         device: torch.device,
     ) -> None:
         self.source, self.config, self.run, self.device = source, config, run, device
-        self.seed = config.seed or 0
+        self.seed = config.seed
         self.codec, self.sha256 = cast(Autoencoder, loaded.module.to(device)), loaded.checkpoint.sha256
         self.precision = machine.resolve_precision(run.precision, device)
         self.identity = {

@@ -15,7 +15,7 @@ from torch import Tensor
 from genkit import dist, io
 from genkit.errors import InputError, RunError
 from genkit.io.checkpoint import command_line
-from genkit.io.images import gif_bytes, picture, read_about, save_png, tile
+from genkit.io.images import gif_bytes, picture, save_png, tile
 from genkit.io.latents import Latents, latents_bytes
 
 from .console import Meter, emit, emit_bytes, say
@@ -127,11 +127,12 @@ class Folder:
         if not dist.is_main():
             return
         if classes is not None:
+            beyond = self._labelled_beyond(n)
             table = stdio.StringIO()
             rows = csv.writer(table, lineterminator="\n")
             rows.writerow(("file_name", "label"))
             rows.writerows((self.name(i).name, classes(i)) for i in range(n))
-            rows.writerows(self._labelled_beyond(n))
+            rows.writerows(beyond)
             io.write_text(self.path / "metadata.csv", table.getvalue())
         shown = []
         most = GRID // columns * columns if columns else GRID  # full rows
@@ -145,11 +146,17 @@ class Folder:
 
     def _labelled_beyond(self, n: int) -> list[tuple[str, str]]:
         """(file, class) of the pictures from index n on, which an earlier and larger request left."""
-        found = []
-        for path in sorted(self.path.glob("[0-9]*.png")):
-            if path.name > self.name(n - 1).name:
-                found.append((path.name, (read_about(path) or {}).get("class", "")))
-        return found
+        path = self.path / "metadata.csv"
+        if not path.exists():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [tuple(row) for row in csv.reader(file)][1:]
+        last = self.name(n - 1).name
+        return [
+            (row[0], row[1])
+            for row in rows
+            if len(row) == 2 and row[0] > last and (self.path / row[0]).exists()
+        ]
 
 
 def batched(indices: list[int], size: int) -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ from .methods import METHODS, SamplerConfig, check_churn, settled
 from .options import make
 from .outputs import parse_out
 from .replay import Replay, null_of, replay_of
-from .sample_output import Draw, SampleConfig, deliver_drawn
+from .sample_output import Draw, SampleConfig, check_codec_reader, deliver_drawn
 from .streams import read_input
 
 
@@ -67,6 +67,7 @@ def _diffusion(
             say(f"note: {sampler.noise} holds {len(noise.z)} images, fewer than -n {sample.count}")
         sample = replace(sample, count=min(sample.count, len(noise.z)))
     check_churn(sampler)
+    check_codec_reader(sample, loaded, out, film.trajectory is not None)
     sampler = settled(name, sampler, loaded, made._asdict() if made else {})
     if made is not None:
         condition = _remarks(made, sampler, condition)

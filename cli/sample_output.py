@@ -48,6 +48,17 @@ def class_name(loaded: Loaded, label: int) -> str:
     return names[label] if label < len(names) else ""
 
 
+def check_codec_reader(sample: SampleConfig, loaded: Loaded, out: Out, film: bool = False) -> None:
+    """Refuse a codec that nothing would read. film: whether a trajectory is drawn.
+
+    Raises:
+        InputError: the model makes images, or only tensors are asked for.
+    """
+    check_codec_use(loaded.info, sample.codec)
+    if sample.codec is not None and out.form in ("tensors", "stream") and not film:
+        raise InputError(f"--codec {sample.codec} is for pictures, and -o {out.path} takes tensors; drop it")
+
+
 def deliver_drawn(
     draw: Draw,
     loaded: Loaded,
@@ -61,9 +72,6 @@ def deliver_drawn(
     device = machine.pick_device(run.device)
     near = loaded.checkpoint.path.parent
     shown = out.form in ("folder", "png")
-    check_codec_use(loaded.info, sample.codec)
-    if sample.codec is not None and not shown:
-        raise InputError(f"--codec {sample.codec} is for pictures, and -o {out.path} takes tensors; drop it")
     show = codec_for(loaded.info, sample.codec, device, near) if shown else (lambda x: x)
     deliver(
         f"sample {settings['method']}",

@@ -18,7 +18,7 @@ from .conditions import chosen, in_turn, parted
 from .console import say
 from .options import make
 from .outputs import parse_out
-from .sample_output import SampleConfig, deliver_drawn
+from .sample_output import SampleConfig, check_codec_reader, deliver_drawn
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def _sample(sample: SampleConfig, asked: PriorConfig, run: PrecisionConfig) -> N
     out = parse_out(sample.out or "prior.png", ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
     loaded = load(sample.model, "sample prior")
+    check_codec_reader(sample, loaded, out)
     module: Any = loaded.module.to(device)
     prior, words = prior_of(module, loaded.checkpoint.path, loaded.checkpoint.sha256, asked.prior)
     labels = labels_for(loaded, prior, asked.label, sample.count)

@@ -156,12 +156,14 @@ def plan(
     if sampler.noise is not None:
         raise InputError("a sweep draws its images from --seed, so --noise cannot be; use `genkit sample`")
     check_parents(config.out)
-    if not any(name.startswith("churn") for name in axes):
-        check_churn(sampler)
     cells: list[Cell] = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     job = Job(method, config, sampler, condition, features, data, run, axes, cells)
-    for cell in cells:  # wrong values are found before the first image is drawn
-        job.options(cell)
+    samplers = [
+        job.options(cell)[0] for cell in cells
+    ]  # wrong values are found before the first image is drawn
+    # a cell without churn may stand among others, for comparison
+    for one in [s for s in samplers if getattr(s, "churn", 0) > 0] or samplers:
+        check_churn(one)
     return job
 
 

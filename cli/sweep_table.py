@@ -34,8 +34,9 @@ class Table:
             return {}
         try:
             old = json.loads(path.read_text("utf-8"))
-            changed = differences(old["settings"], self.settings)
             rows = dict(old["rows"])
+            known = {"over": list(json.loads(next(iter(rows)))) if rows else None, **old["settings"]}
+            changed = differences(known, self.settings)
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path} is damaged; use --fresh or another -o") from None
         if changed:

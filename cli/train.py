@@ -1,7 +1,6 @@
 """genkit train MODEL: a run folder with a checkpoint that explains itself."""
 
 import json
-import os.path
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .common import RUNS, DataConfig, open_data
 from .console import Interrupt, Meter, emit, say
 from .health import Health
 from .options import make
+from .outputs import check_parents
 from .preview import picture_maker
 
 
@@ -79,7 +79,9 @@ def _train(
     machine.tune_allocator()
     device = machine.pick_device(run.device)
     out = train.out or default_out(name, train.data)
-    check_folder(out)
+    check_parents(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"-o {out} is a file; a run needs a folder")
     check_split(optim)
     if run.tensorboard:
         _writer()
@@ -88,18 +90,6 @@ def _train(
         _run(name, entry, train, config, data, optim, run, out, device)
     finally:
         dist.stop()
-
-
-def check_folder(out: Path) -> None:
-    """Refuse a run where none can be.
-
-    Raises:
-        InputError: `out`, or a folder that it is to lie in, is a file.
-    """
-    nearest = next((path for path in (out, *out.parents) if os.path.exists(path)), out)
-    if os.path.exists(nearest) and not os.path.isdir(nearest):
-        where = "is a file" if nearest == out else f"lies in {nearest}, which is a file"
-        raise InputError(f"-o {out} {where}; a run needs a folder")
 
 
 def _open(train: TrainConfig, data: DataConfig) -> tuple[Source, Source | None]:

@@ -23,4 +23,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 def with_article(noun: str) -> str:
     """`noun` behind its article."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeiou' or noun == 'hvae' else 'a'} {noun}"

@@ -100,8 +100,10 @@ def coins(key: Tensor, count: int, probability: float) -> Tensor:
     x = place[None, :] ^ key[:, :1]
     x = _fold(x, 16).mul_(0x7FEB352D).bitwise_xor_(key[:, 1:])
     x = _fold(x, 15).mul_(_signed(0x846CA68B))
-    # int16 runs from -2^15 on
-    return _fold(x, 16).view(torch.int16)[:, :count] < round(probability * 2**16) - 2**15
+    # int16 runs from -2^15 to 2^15 - 1, the largest that is true; for probability 0 none is
+    least = round(probability * 2**16) - 2**15 - 1
+    found = _fold(x, 16).view(torch.int16)[:, :count] <= max(least, -(2**15))
+    return found if least >= -(2**15) else torch.zeros_like(found)
 
 
 def _signed(word: int) -> int:

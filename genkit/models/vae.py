@@ -115,7 +115,8 @@ def check_network(config: NetworkConfig, vector: bool) -> None:
         InputError: naming the option and what would read it.
     """
     conv = config.arch == "conv"
-    dense = conv and vector, "a convolutional network whose code is a vector"
+    # 0 is true of any network
+    dense = (conv and vector) or not config.dense, "a convolutional network whose code is a vector"
     check_read(config, {"blocks": (conv, "--arch conv"), "dense": dense})
 
 

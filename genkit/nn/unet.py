@@ -165,7 +165,8 @@ class UNet(nn.Module):
     details: for the weights of others, see `Details`.
 
     Raises:
-        ValueError: `size` is not a multiple of patch * 2^(levels - 1), or `attention` names no level.
+        ValueError: there is no level, `size` is not a multiple of patch * 2^(levels - 1), or `attention` names
+            none of them.
     """
 
     def __init__(
@@ -189,6 +190,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         channels = list(details.channels) or [width * m for m in multipliers]
+        if not channels:
+            raise ValueError("multipliers must name one level at least")
         width = channels[0] if details.channels else width
         if width < 2 or width % 2:
             raise ValueError(f"width must be even for the sine and cosine embedding, got {width}")

@@ -258,7 +258,7 @@ def _saved_step(out: Path) -> int:
 def pause(log_every: float, elapsed: float) -> float:
     """Seconds between two reports, `elapsed` seconds into the run: `log_every`, but fewer in the first half
     minute, so that a short run leaves a curve as well."""
-    return min(log_every, max(0.5, 0.2 * elapsed))
+    return log_every if elapsed >= 30 else min(log_every, max(0.5, 0.2 * elapsed))
 
 
 class _Keeper:

@@ -115,7 +115,8 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
         return
     with _way_out():
         old = json_field(str(out / STATE), io.read_metadata(out / STATE), "settings")
-    changed = differences(old, settings)
+    # an option that was none when the run began: weights of another shape are found when they are loaded
+    changed = differences(old, {k: v for k, v in settings.items() if k in old})
     # without decay the learning rate does not know the run's length, so a longer run is a continuation
     if old.get("decay") == "none" == settings.get("decay"):
         changed = [c for c in changed if c.split(":")[0] not in ("steps", "epochs")]

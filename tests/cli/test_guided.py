@@ -313,6 +313,8 @@ def test_fewer_pictures_keep_the_classes_of_the_rest(work, capfd):
     assert genkit(capfd, *draw, "-n", "3")[0] == 0
     assert (work / "img/metadata.csv").read_text() == before
     assert len(before.splitlines()) == 8
+    (work / "img/000006.png").write_bytes(b"damaged")
+    assert genkit(capfd, *draw, "-n", "3")[0] == 0
 
 
 @pytest.mark.parametrize("out", ["img/", "x.png", "x.safetensors"])

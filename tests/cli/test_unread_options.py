@@ -1,5 +1,7 @@
 """No option is parsed and ignored: what nothing would read is refused, with what would read it."""
 
+import json
+
 import pytest
 from cli_tools import TINY_VAE, genkit
 
@@ -14,6 +16,8 @@ UNREAD = [
     ("train vae --bottleneck none --kl-warmup 3", "--kl-warmup 3 is read by"),
     ("train ae --arch mlp --blocks 2", "--blocks 2 is read by --arch conv only"),
     ("train ae --arch mlp --dense 20", "--dense 20 is read by"),
+    ("train ddpm --multipliers , --width 8", "multipliers must name one level"),
+    ("sweep heun digits -m runs/ddpm --features runs/clf --over churn-min=0,3", "--churn-min 3 is read by"),
     ("train aae --latent 4x4x4 --dense 20", "--dense 20 is read by a convolutional network"),
     ("train gan --gp-weight 3", "--gp-weight 3 is read by --gan-loss wgan-gp only"),
     ("train hvae --latents 8 --hidden 20", "--hidden 20 is read by a hierarchy of two levels"),
@@ -64,6 +68,28 @@ def test_the_null_class_must_have_been_trained(work, capfd):
         assert code == 2
         assert "null class" in err.splitlines()[-1]
     assert genkit(capfd, *refused[-1], "--label", "3")[0] == 0
+
+
+def test_a_trajectory_reads_the_codec(work, capfd):
+    """Oracle: the film is of pictures, whatever -o takes."""
+    draw = ("sample", "ddim", "-m", "runs/ldm", "-n", "2", "--steps", "2", "--codec", "runs/vae")
+    assert genkit(capfd, *draw, "--trajectory", "t.gif", "-o", "t.safetensors")[0] == 0
+    assert (work / "t.gif").exists()
+
+
+def test_options_that_a_run_did_not_know_do_not_stop_it(work, capfd):
+    """Oracle: a run begun before an option goes on, and 0 is true of a network without such a layer."""
+    from genkit import io
+
+    train = ("train", "ae", "--latent", "2x4x4", *TINY_VAE, "--device", "cpu", "-o", "runs/old")
+    assert genkit(capfd, *train, "--dense", "0", "--steps", "1")[0] == 0
+    path = work / "runs/old/state.safetensors"
+    tensors, metadata = io.load_tensors(path, ("state",))
+    settings = json.loads(metadata["settings"])
+    settings.pop("dense")
+    kept = {k: v for k, v in metadata.items() if k in ("step",)}
+    io.save_tensors(path, tensors, "state", {**kept, "settings": json.dumps(settings)})
+    assert genkit(capfd, *train, "--steps", "1")[0] == 0
 
 
 def test_a_codec_option_is_used_where_there_is_a_use(work, capfd):

@@ -101,6 +101,12 @@ def test_coins_have_their_probability(p):
         assert worst < 6 * math.sqrt(p * (1 - p) / size)
 
 
+def test_coins_that_are_all_alike():
+    """Oracle: by hand; a probability that rounds to 1 or 0 is one of them, and wraps around nothing."""
+    for p, wanted in ((1.0, True), (1 - 1e-6, True), (0.0, False), (1e-6, False)):
+        assert (noise.coins(keys(4), 999, p) == wanted).all()
+
+
 def test_coins_are_independent():
     """Oracle: products of fair ±1 coins have mean 0: with near places, with near examples, with another
     seed's; 5.5 standard errors over 150 products."""

@@ -255,12 +255,14 @@ def test_noise_ahead_is_the_same_noise():
         (_, a), (_, b) = next(one), next(many)
         assert torch.equal(a.position, b.position)
         for shape in ((4,), (1, 64, 64)):
-            assert torch.equal(a.normal(1, shape), b.normal(1, shape))
+            for how in ("normal", "uniform", "words"):
+                assert torch.equal(getattr(a, how)(1, shape), getattr(b, how)(1, shape))
 
 
 def test_short_runs_are_looked_at_more_often():
     """Oracle: by hand; never more than twice a second, and 5 s are reached after 25."""
     assert [pause(5.0, t) for t in (0.0, 2.0, 10.0, 25.0, 1e4)] == [0.5, 0.5, 2.0, 5.0, 5.0]
+    assert [pause(60.0, t) for t in (0.0, 20.0, 30.0)] == [0.5, 4.0, 60.0]
     assert pause(0.0, 10.0) == 0.0
 
 
