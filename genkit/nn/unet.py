@@ -165,8 +165,8 @@ class UNet(nn.Module):
     details: for the weights of others, see `Details`.
 
     Raises:
-        ValueError: there is no level, `size` is not a multiple of patch * 2^(levels - 1), or `attention` names
-            none of them.
+        ValueError: there is no level, `size` is not a multiple of patch * 2^(levels - 1), or `attention`
+            names none of them.
     """
 
     def __init__(
