@@ -68,10 +68,6 @@ def open_data(spec: str, config: DataConfig, like: "Loaded | None" = None):  # t
     source = open_source(spec, root=config.data_root, size=size, channels=channels, skip_bad=config.skip_bad)
     for note in source.notes:
         say(f"note: {note}")
-    if like is not None and (config.size, config.channels) != (size, channels):
-        say(
-            f"note: images of {spec} are read as {'x'.join(map(str, source.info.shape))}, as the model's were"
-        )
     return source
 
 

@@ -57,7 +57,9 @@ def load_images(
         channels = 1 if all(h.grey for h in headers) else 3
     if size is None:
         size, notes = common_size(listing.store.path, headers)
-        listing = listing._replace(notes=listing.notes + notes)
+    else:
+        notes = changed(listing.store.path, headers, size, channels)
+    listing = listing._replace(notes=listing.notes + notes)
     shape = (channels, *size)
     if len(listing.names) * channels * size[0] * size[1] > limit:
         return Streaming(name, listing, shape, workers)
@@ -145,6 +147,14 @@ def select(listing: Listing, keep: list[int]) -> Listing:
         captions=None if listing.captions is None else [listing.captions[i] for i in keep],
         rows=None if listing.rows is None else [listing.rows[i] for i in keep],
     )
+
+
+def changed(root: Path, headers: list[Header], size: Size, channels: int) -> list[str]:
+    """A note where images are brought to another size, or from colour to grey, than their own."""
+    others = sum((h.height, h.width) != size or (channels == 1 and not h.grey) for h in headers)
+    kind = "grey" if channels == 1 else "RGB"
+    note = f"{root}: {others:,} of {len(headers):,} images are brought to {size[1]}×{size[0]} {kind}"
+    return [note] if others else []
 
 
 def common_size(root: Path, headers: list[Header]) -> tuple[Size, list[str]]:

@@ -43,8 +43,15 @@ def open_source(
     if name in NAMES:
         data = load_named(name, split or "train", root, max(wanted) if wanted else None)
         pixels = convert(data.pixels, wanted, channels)
+        before, after = data.pixels.shape[1:], pixels.shape[1:]
+        notes = [f"images of {spec} are brought from {spelled(before)} to {spelled(after)}"]
         source = resident_images(
-            spec, pixels, classes=data.classes, labels=data.labels, captions=data.captions
+            spec,
+            pixels,
+            classes=data.classes,
+            labels=data.labels,
+            captions=data.captions,
+            notes=notes if before != after else (),
         )
     elif spec == "-" or is_tensors(existing(spec)):
         source = open_tensors(spec, None if spec == "-" else existing(spec), wanted, channels)
@@ -62,6 +69,12 @@ def open_source(
     if need_labels and not source.info.classes:
         raise InputError(f"{spec} has no labels, and labels are needed here; {LABELLING}")
     return source
+
+
+def spelled(shape: tuple[int, ...]) -> str:
+    """A (height, width, channels) as a person writes it: 28×28 grey."""
+    height, width, channels = shape
+    return f"{width}×{height} {'grey' if channels == 1 else 'RGB'}"
 
 
 def check_size(size: int | tuple[int, int] | None) -> Size | None:

@@ -168,3 +168,18 @@ def test_a_source_of_files_knows_their_names(tmp_path: Path) -> None:
     (tmp_path / "in/a/1.png").write_bytes(b"no picture")
     assert list(open_source(str(tmp_path / "in"), skip_bad=True).names) == ["a/0.png", "b/2.png"]
     assert open_source("digits").names is None
+
+
+def test_a_note_says_what_is_changed_and_only_that(tmp_path):
+    """Oracle: by hand; three grey images of 8x8, 6x6 and 8x8, one of them in colour."""
+    for i, (mode, side) in enumerate((("L", 8), ("L", 6), ("RGB", 8))):
+        Image.new(mode, (side, side), 9 if mode == "L" else (9, 200, 9)).save(tmp_path / f"{i}.png")
+    notes = [open_source(str(tmp_path), size=8, channels=c).notes[-1] for c in (1, 3)]
+    assert "2 of 3 images are brought to 8×8 grey" in notes[0]
+    assert "1 of 3 images are brought to 8×8 RGB" in notes[1]
+    (tmp_path / "1.png").unlink()
+    assert "brought" not in " ".join(open_source(str(tmp_path), size=8, channels=3).notes)
+    assert open_source("digits", size=8, channels=1).notes == []
+    assert open_source("digits", size=12).notes == [
+        "images of digits are brought from 8×8 grey to 12×12 grey"
+    ]
