@@ -103,7 +103,7 @@ register(
             "beta2": 0.99,
             "batch_size": 64,
             "ema": 0.05,
-            "steps": 5000,
+            "steps": 6000,
         },
         preview=preview,
     ),
