@@ -295,6 +295,7 @@ def test_compiled_step_drops_alike(tmp_path):
     needs no C compiler and still refuses what cannot be traced."""
     objective, plain = Dropping(), Dropping()
     objective.dropouts, plain.dropouts = dropouts(objective), dropouts(plain)
+    torch._dynamo.reset()  # other tests compiled the same forward for batches of other sizes
     call = torch.compile(objective, backend="eager", fullgraph=True)
     source = batches(Tiny(), OptimConfig(steps=1, batch_size=16), 0, torch.device("cpu"))
     with torch._dynamo.config.patch(error_on_recompile=True):
