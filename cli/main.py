@@ -64,7 +64,7 @@ METHODS = {
     "dpmpp": Verb("sample", "DPM-Solver++ 2M: good pictures in a dozen steps."),
     "heun": Verb("sample", "Heun's method of second order, with churn."),
     "euler": Verb("sample", "Euler's method, with churn."),
-    "prior": Verb("sample_prior", "From the prior of an autoencoder, in one step."),
+    "prior": Verb("sample_prior", "From the prior of an autoencoder or a GAN, in one step."),
 }
 SWEPT = {name: verb._replace(module="sweep") for name, verb in METHODS.items() if name != "prior"}
 KINDS = {

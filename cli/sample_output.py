@@ -28,8 +28,8 @@ class SampleConfig:
     count: int = arg(64, "How many to draw.", min=1, short="-n")
     out: str | None = arg(
         None,
-        "dir/ of PNGs, x.png grid, x.gif of the sampling, x.safetensors, or - for a stream; "
-        "default: METHOD.png.",
+        "dir/ of PNGs, x.png grid, x.gif of the sampling (prior has none, being one step), x.safetensors, "
+        "or - for a stream; default: METHOD.png.",
         short="-o",
     )
     seed: int = arg(0, "Image i of a seed is always the same picture.", min=0, max=2**63 - 1)

@@ -39,7 +39,7 @@ class PriorConfig:
 
 def command(name: str) -> Any:
     """The `genkit sample prior` command."""
-    help = "From the prior of an autoencoder, standard normal or fitted: codes, decoded."
+    help = "From the prior of an autoencoder, standard normal or fitted, or of a GAN: codes, decoded."
     return make(_sample, SampleConfig, PriorConfig, PrecisionConfig, command="sample prior", help=help)
 
 

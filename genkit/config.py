@@ -133,6 +133,8 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
             return float(value)
         if option in (int, str, bool) and type(value) is option:
             return value
+        if option is str and type(value) is int:  # a recipe's latent = 8, as --latent 8 is given
+            return str(value)
         if option is Path and isinstance(value, str | Path):
             return Path(value)
     wanted = " or ".join(getattr(o, "__name__", str(o)) for o in options if o is not type(None))

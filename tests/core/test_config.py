@@ -95,3 +95,13 @@ def test_missing_recipe(tmp_path):
     """Oracle: the file is named."""
     with pytest.raises(InputError, match="does not exist"):
         read_recipe(tmp_path / "none.toml")
+
+
+def test_a_number_may_stand_for_text():
+    """Oracle: `latent = 8` in a recipe is what `--latent 8` gives; other types are not text."""
+    assert coerce("latent", 8, str) == "8"
+    assert coerce("latent", 8, str | None) == "8"
+    assert coerce("steps", 8, int | str) == 8
+    for value in (True, 0.5, [8]):
+        with pytest.raises(InputError, match="--latent must be str"):
+            coerce("latent", value, str)
