@@ -62,7 +62,7 @@ def trajectory(
     steps_of: StepsOf, loaded: Loaded, path: Path, sample: SampleConfig, total: int, device: torch.device
 ) -> None:
     """A GIF of x_t, and below each image the x0 predicted from it."""
-    out = parse_out(str(path), ("gif",))
+    out = parse_out(str(path), ("gif",), "--trajectory")
     show = codec_for(loaded.info, sample.codec, device, loaded.checkpoint.path.parent)
 
     def frame(step: Step) -> Tensor:

@@ -178,7 +178,7 @@ def _check(config: InpaintConfig, fill: FillConfig) -> Path:
         InputError: there is none, the report is no PNG, or the jumps are as long as the whole way.
     """
     if config.report is not None:
-        parse_out(str(config.report), ("png",))
+        parse_out(str(config.report), ("png",), "--report")
     if config.mask is None:
         raise InputError(
             "inpaint needs --mask MASK.png, black and white, whose white part is filled in, or a folder of "

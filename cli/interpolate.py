@@ -84,7 +84,9 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
         space = diffusion_space(loaded, config.steps, config.codec, run, device)
     else:
         check_read(config, dict.fromkeys(("steps", "codec"), (False, "diffusion models")))
-        prior = seeds_of(loaded) if config.a.isdecimal() else None
+        # a class is a part of the model's own prior
+        own = config.label is not None and parted(loaded)
+        prior = seeds_of(loaded) if config.a.isdecimal() and not own else None
         space = codec_space(loaded, run, device, prior)
     place = Place(loaded, space, config.codec, data, device)
     labels = asked_labels(config, loaded)

@@ -131,7 +131,7 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
     machine.tune_allocator()
     out = parse_out(config.out, ("tensors", "stream"))
     if config.report is not None:
-        parse_out(str(config.report), ("png",))
+        parse_out(str(config.report), ("png",), "--report")
     device = machine.pick_device(run.device)
     loaded = load(config.model, "invert")
     model = loaded.module

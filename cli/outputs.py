@@ -32,8 +32,12 @@ class Out(NamedTuple):
     form: str
 
 
-def parse_out(text: str, allowed: tuple[str, ...] = ("folder", "png", "gif", "tensors", "stream")) -> Out:
-    """The form that -o asks for by its suffix.
+def parse_out(
+    text: str,
+    allowed: tuple[str, ...] = ("folder", "png", "gif", "tensors", "stream"),
+    option: str = "-o",
+) -> Out:
+    """The form that -o, or another `option`, asks for by its suffix.
 
     Raises:
         InputError: for another suffix, or a form that the verb does not make.
@@ -51,20 +55,21 @@ def parse_out(text: str, allowed: tuple[str, ...] = ("folder", "png", "gif", "te
             "tensors": "x.safetensors",
             "stream": "-",
         }
-        raise InputError(f"-o {text} is no form of output here; use {', '.join(known[a] for a in allowed)}")
+        forms_here = ", ".join(known[a] for a in allowed)
+        raise InputError(f"{option} {text} is no form of output here; use {forms_here}")
     if form == "stream" and sys.stdout.isatty():
         raise InputError("-o - writes a tensor stream; pipe it into another command or name a file")
     path = Path(text)
     if form != "stream":
-        check_parents(path)
+        check_parents(path, option)
     if form == "folder" and path.exists() and not path.is_dir():
-        raise InputError(f"-o {text} is a file; name a folder, or give a suffix (.png, .safetensors)")
+        raise InputError(f"{option} {text} is a file; name a folder, or give a suffix (.png, .safetensors)")
     if form not in ("folder", "stream") and path.is_dir():
-        raise InputError(f"-o {text} is a folder; name a file or drop the suffix")
+        raise InputError(f"{option} {text} is a folder; name a file or drop the suffix")
     return Out(path, form)
 
 
-def check_parents(path: Path) -> None:
+def check_parents(path: Path, option: str = "-o") -> None:
     """Refuse a result below something that is no folder, before any work is done for it.
 
     Raises:
@@ -72,7 +77,9 @@ def check_parents(path: Path) -> None:
     """
     for above in path.parents:
         if above.exists() and not above.is_dir():
-            raise InputError(f"-o {path}: {above} is a file, and nothing can lie below it; choose another -o")
+            raise InputError(
+                f"{option} {path}: {above} is a file, and nothing can lie below it; name another"
+            )
 
 
 class Folder:

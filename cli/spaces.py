@@ -58,8 +58,6 @@ def codec_space(loaded: Loaded, run: PrecisionConfig, device: torch.device, prio
 
     def of_seed(seed: int, index: Tensor, label: int | None) -> Tensor:
         if prior is not None:
-            if label is not None:
-                raise InputError(f"a fitted prior knows no classes; leave --label {label} out")
             return draw_codes(prior, seed, index, module.latent_shape)
         if not parted(loaded):
             return own_codes(module, seed, index)

@@ -158,9 +158,8 @@ def plan(
     check_parents(config.out)
     cells: list[Cell] = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     job = Job(method, config, sampler, condition, features, data, run, axes, cells)
-    samplers = [
-        job.options(cell)[0] for cell in cells
-    ]  # wrong values are found before the first image is drawn
+    # wrong values are found before the first image is drawn
+    samplers = [job.options(cell)[0] for cell in cells]
     # a cell without churn may stand among others, for comparison
     for one in [s for s in samplers if getattr(s, "churn", 0) > 0] or samplers:
         check_churn(one)

@@ -3,6 +3,7 @@ what is refused."""
 
 import csv
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,13 @@ def test_interpolation_starts_where_sampling_does(here, capfd):
         for i in range(3):
             with Image.open(f"way/{2 * i:06d}.png") as a, Image.open(f"s/{i:06d}.png") as b:
                 assert a.tobytes() == b.tobytes()
+    # a class is a part of the model's own prior, also where another was fitted and lies beside it
+    frame = Path("way/000000.png").read_bytes()
+    assert genkit(capfd, "fit-prior", "runs/mix", "--kind", "gaussian")[0] == 0
+    assert genkit(capfd, *way)[0] == 0
+    with Image.open("way/000000.png") as a, Image.open(BytesIO(frame)) as b:
+        assert a.tobytes() == b.tobytes()
+    Path("runs/mix/prior.safetensors").unlink()
     picture = ("interpolate", "s/000000.png", "s/000001.png", "-m", "runs/mix", "--label", "7")
     code, _, err = genkit(capfd, *picture)
     assert code == 2

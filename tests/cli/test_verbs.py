@@ -389,7 +389,7 @@ def test_run_below_a_file(work, capfd):
     (work / "file").write_text("")
     code, _, err = genkit(capfd, *TRAIN[:-3], "-o", "file/a/b")
     assert code == 2
-    assert err == "genkit: -o file/a/b: file is a file, and nothing can lie below it; choose another -o\n"
+    assert err == "genkit: -o file/a/b: file is a file, and nothing can lie below it; name another\n"
 
 
 def test_read_only_run_folder(work, capfd, monkeypatch):
