@@ -167,6 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         code = root().main(args=arguments, prog_name="genkit", standalone_mode=False)
+        if code == 130:  # what typer makes of an interrupt, without a word
+            raise KeyboardInterrupt
         if isinstance(code, int) and code:
             raise SystemExit(code)
 

@@ -72,7 +72,8 @@ def test_signal_saves_and_exits_130(tmp_path, number):
 
 
 def test_sampling_in_the_background_is_terminated(tmp_path, trained):
-    """Oracle: exit 130 and no traceback on SIGTERM, where a shell has made the process ignore SIGINT."""
+    """Oracle: exit 130 with a word and no traceback on SIGTERM, where a shell has made the process ignore
+    SIGINT."""
     model = trained / "runs/ddpm"
     command = ("sample", "ddim", "-m", model, "-n", "5000", "--batch-size", "8", *FP32, "-o", "out/")
     deaf = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
@@ -81,6 +82,7 @@ def test_sampling_in_the_background_is_terminated(tmp_path, trained):
     process.terminate()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert err.splitlines()[-1] == "genkit: interrupted"
     assert "Traceback" not in err
 
 
