@@ -45,7 +45,7 @@ def command(name: str) -> Any:
 
 
 def _decode(config: DecodeConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(config.out, ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
     wanted = "decode takes a latents file, such as `genkit encode` makes of images"

@@ -54,7 +54,7 @@ def command(name: str) -> Any:
 
 
 def _encode(config: EncodeConfig, data: DataConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(config.out, ("tensors", "stream", "folder"))
     device = machine.pick_device(run.device)
     check_read(config, {"seed": (config.sample, "--sample")})

@@ -61,7 +61,7 @@ def command(name: str) -> Any:
 
 
 def _eval(config: EvalConfig, features: FeatureConfig, data: DataConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     device = machine.pick_device(config.device)
     metrics = tuple(m.strip() for m in config.metrics.split(",") if m.strip())
     fake, real = (_side(text, data) for text in (config.fake, config.real))

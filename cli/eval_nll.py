@@ -81,7 +81,7 @@ def command(name: str) -> Any:
 
 
 def _eval(config: NllConfig, importance: ImportanceConfig, data: DataConfig, run: MachineConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     device = machine.pick_device(run.device)
     loaded = load(config.model, "eval-nll")
     if isinstance(loaded.module, Autoencoder):

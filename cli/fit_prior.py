@@ -62,7 +62,7 @@ def command(name: str) -> Any:
 
 
 def _fit(config: FitPriorConfig, data: DataConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     if config.kind == "gaussian" and config.components is not None:
         raise InputError(f"--components {config.components} is for --kind gmm; a gaussian is one")
     if config.out is not None:

@@ -121,7 +121,7 @@ class Tags(NamedTuple):
 def _inpaint(
     config: InpaintConfig, fill: FillConfig, condition: ConditionConfig, data: DataConfig, run: MachineConfig
 ) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(config.out, ("folder", "png", "tensors", "stream"))
     path = _check(config, fill)
     device = machine.pick_device(run.device)

@@ -74,7 +74,7 @@ def command(name: str) -> Any:
 
 
 def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(config.out)
     device = machine.pick_device(run.device)
     loaded = load(config.model, "interpolate")

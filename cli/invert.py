@@ -128,7 +128,7 @@ class Job(NamedTuple):
 
 
 def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(config.out, ("tensors", "stream"))
     if config.report is not None:
         parse_out(str(config.report), ("png",), "--report")

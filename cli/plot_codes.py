@@ -177,7 +177,7 @@ def _has_prior(loaded: Loaded) -> bool:
 
 
 def _manifold(config: ManifoldConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     path = form_of(config.out)
     loaded = load(config.model, "decode")
     shape, name = _shape(loaded), loaded.checkpoint.path
@@ -216,7 +216,7 @@ def _shape(loaded: Loaded) -> tuple[int, int, int]:
 
 
 def _traversal(config: TraversalConfig, data: DataConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     path = form_of(config.out)
     loaded = load(config.model, "encode" if config.source is not None else "decode")
     shape = _shape(loaded)

@@ -83,7 +83,7 @@ class Trip(NamedTuple):
 
 
 def _reconstruct(config: ReconstructConfig, data: DataConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(config.out, ("folder", "png"))
     device = machine.pick_device(run.device)
     loaded = load(config.model, "encode")

@@ -56,7 +56,7 @@ def _diffusion(
     condition: ConditionConfig,
     run: MachineConfig,
 ) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(sample.out or f"{name}.png")
     device = machine.pick_device(run.device)
     noise = load_latents(read_input(sampler.noise), ("noise",)) if sampler.noise is not None else None

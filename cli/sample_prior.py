@@ -44,7 +44,7 @@ def command(name: str) -> Any:
 
 
 def _sample(sample: SampleConfig, asked: PriorConfig, run: PrecisionConfig) -> None:
-    machine.tune_allocator()
+    machine.tune()
     out = parse_out(sample.out or "prior.png", ("folder", "png", "tensors", "stream"))
     device = machine.pick_device(run.device)
     loaded = load(sample.model, "sample prior")

@@ -183,7 +183,7 @@ class Drawn(NamedTuple):
 
 def _sweep(job: Job) -> None:
     """Fill the table, write it after every cell, and print it."""
-    machine.tune_allocator()
+    machine.tune()
     config, device = job.config, machine.pick_device(job.run.device)
     loaded = load(config.model, f"sample {job.method}")
     for cell in job.cells:

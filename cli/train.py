@@ -76,7 +76,7 @@ def _train(
     optim: OptimConfig,
     run: RunConfig,
 ) -> None:
-    machine.tune_allocator()
+    machine.tune()
     device = machine.pick_device(run.device)
     out = train.out or default_out(name, train.data)
     check_parents(out)

@@ -1,5 +1,4 @@
-"""What this machine offers: the device, the precision that pays on it, and an allocator that keeps its
-memory."""
+"""What this machine offers: the device, the precision that pays on it, and a process set up for speed."""
 
 import ctypes
 import os
@@ -15,12 +14,22 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _KEEP = 1 << 30
 
 
-def tune_allocator() -> bool:
+def tune() -> None:
+    """Set this process up for arithmetic on a CPU, before any: torch's threads inherit it.
+
+    Numbers too small for full precision (denormals) become 0: arithmetic on them is many times slower.
+    AdamW's mean of a gradient that stays 0 halves every 7 steps, so that after 900 the weights of pixels that
+    are always black get there: they cost an MLP VAE on MNIST a fifth of its time.
+    """
+    _keep_freed_blocks()
+    torch.set_flush_denormal(True)
+
+
+def _keep_freed_blocks() -> bool:
     """Make glibc keep freed blocks instead of returning them to the system; True where it could.
 
     torch frees and asks again for the same large blocks at every step, and each fresh page costs a fault:
-    this alone
-    is worth 1.4-1.6x in eager fp32 convolutions on a CPU. Elsewhere (musl, macOS) nothing happens.
+    this alone is worth 1.4-1.6x in eager fp32 convolutions on a CPU. Elsewhere (musl, macOS) nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -50,8 +50,8 @@ class GaussianBottleneck(nn.Module):
         z = mean if noise is None else torch.addcmul(mean, std, noise)
         with torch.no_grad():
             unit = kl.mean(dim=0)
-            idle = (unit < COLLAPSED).float()
-            logs = {"kl_unit": unit.mean(), "collapsed": idle.sum(), "idle": idle.mean()}
+            collapsed = (unit < COLLAPSED).sum()
+            logs = {"kl_unit": unit.mean(), "collapsed": collapsed, "idle": collapsed / unit.numel()}
         return Code(z, kl.sum(dim=(1, 2, 3)), logs=logs, units=kl)
 
     def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:

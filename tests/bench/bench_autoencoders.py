@@ -100,7 +100,7 @@ def genkit_speed(family: str, args: argparse.Namespace) -> None:
 
     from genkit import machine
 
-    machine.tune_allocator()
+    machine.tune()
     mine = job(family, args)
     train_in_turns(mine.objective, mine.source, mine.optim, args)
 
@@ -120,7 +120,7 @@ def genkit_psnr(family: str, args: argparse.Namespace) -> None:
 
     from genkit import machine
 
-    machine.tune_allocator()
+    machine.tune()
     stream, steps = answers(), steps_within(family, args)
     mine, budget = job(family, args, steps), Budget(args.seconds, args.clock)
     model = train(mine.objective, mine.source, mine.optim, budget.spent).model

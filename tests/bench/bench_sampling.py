@@ -25,7 +25,7 @@ def genkit(args: argparse.Namespace, compiled: bool = False, guidance: float = 1
     from genkit.models.ddpm import build
     from genkit.models.sampling import initial_noise, prepare
 
-    machine.tune_allocator()
+    machine.tune()
     net = network(args)
     device = machine.pick_device()
     precision = machine.resolve_precision(args.precision, device)

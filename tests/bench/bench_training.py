@@ -24,7 +24,7 @@ def genkit(args: argparse.Namespace, compiled: bool = False) -> None:
     from genkit.models.ddpm import build, objective
     from genkit.train.config import OptimConfig
 
-    machine.tune_allocator()
+    machine.tune()
     net = network(args)
     source = vision_or_random(args, net.size, net.channels)
     config = genkit_config(net)

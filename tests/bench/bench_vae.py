@@ -18,7 +18,7 @@ def genkit(args: argparse.Namespace, precision: str = "auto", compiled: bool = F
     from genkit.models.vae import VaeConfig, build, objective
     from genkit.train.config import OptimConfig
 
-    machine.tune_allocator()
+    machine.tune()
     source = vision_or_random(args)
     config = VaeConfig(latent=str(CODE), arch="mlp", width=WIDTH)
     optim = OptimConfig(steps=10**7, batch_size=args.batch, precision=precision)

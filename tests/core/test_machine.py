@@ -1,4 +1,7 @@
-"""The device that a person asks for."""
+"""The device that a person asks for, and the process that works on it."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -16,3 +19,16 @@ def test_unusable_devices_are_refused(name):
     """Oracle: the message: a device must be able to compute a number."""
     with pytest.raises(InputError, match=f"device '{name}' cannot be used here .*; try --device auto"):
         pick_device(name)
+
+
+def test_denormals_are_flushed_by_every_thread():
+    """Oracle: half the smallest normal number of IEEE 754 is no normal number; kept, it would not be 0."""
+    code = (
+        "import torch; from genkit import machine; machine.tune(); torch.set_num_threads(2); "
+        "x = torch.full((1 << 20,), 1.2e-38).mul_(0.5); "
+        "print(x.count_nonzero().item() if torch.set_flush_denormal(True) else 'unsupported')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if run.stdout.strip() == "unsupported":
+        pytest.skip("this processor keeps denormals")
+    assert run.stdout.strip() == "0"
