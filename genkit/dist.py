@@ -1,7 +1,8 @@
 """Data parallelism under torchrun: rank, world size, reductions, and the split of an index range."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -33,8 +34,25 @@ def start(device: torch.device) -> None:
     if world() > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # results are gathered on the CPU, gradients where they are
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        with _stdout_to_stderr():
+            # results are gathered on the CPU, gradients where they are
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Stdout is for data: the gloo of torch 2.9 prints there whom it is connected to."""
+    try:
+        stdout = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def stop() -> None:
