@@ -1,21 +1,54 @@
 """The ends of a path: seeds, tensor files or images, as points of a model's space."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from genkit.data.names import NAMES
+from genkit.data.source import Source
 from genkit.diffusion.denoiser import Denoiser
 from genkit.errors import InputError
-from genkit.io.latents import load_latents
+from genkit.io.latents import Latents, load_latents
 from genkit.models.load import Loaded
 
 from .common import DataConfig, check_shape, open_data
 from .invert import source_labels
-from .preview import check_codec, load_codec, scaling
+from .preview import check_codec, scaling
 from .replay import replay_of
 from .spaces import Space
+from .streams import read_input
+
+
+class Given(NamedTuple):
+    """An end as it was typed: NAME, or NAME:ROW for another row than the first."""
+
+    name: str
+    row: int
+
+    @property
+    def kind(self) -> str:
+        """What the name is of."""
+        if self.name.isdecimal():
+            return "a seed"
+        tensors = self.name == "-" or Path(self.name).suffix == ".safetensors"
+        return "a tensor file" if tensors else "an image"
+
+
+def given(text: str) -> Given:
+    """The end that `text` names.
+
+    Raises:
+        InputError: a seed or row that is out of range.
+    """
+    found = re.fullmatch(r"(.+):([0-9]+)", text)
+    name, row = (found[1], int(found[2])) if found and not Path(text).exists() else (text, 0)
+    for what, number in (("seed", name), ("row", str(row))):
+        if number.isdecimal() and int(number) >= 2**63:
+            raise InputError(f"{what} {number} is out of range; the largest is {2**63 - 1}")
+    return Given(name, row)
 
 
 class End(NamedTuple):
@@ -27,83 +60,81 @@ class End(NamedTuple):
     label: int | None = None
 
 
-class Place(NamedTuple):
-    """What every end is a point of. codec: as --codec names it; data: how images are read."""
+class Ends:
+    """Points of `space`, from what ends are given as; every file, source and stream is read once.
 
-    loaded: Loaded
-    space: Space
-    codec: Path | None
-    data: DataConfig
-    device: torch.device
-
-
-def kind_of(text: str) -> str:
-    """What an end is given as: a seed, a tensor file or an image."""
-    if text.isdecimal():
-        return "a seed"
-    return "a tensor file" if Path(text).suffix == ".safetensors" else "an image"
-
-
-def end_point(place: Place, text: str, row: int, label: int | None) -> End:
-    """The point that `text` names: a seed, or row `row` of a tensor file or of a source of images.
-
-    label: of its class, where asked for.
-
-    Raises:
-        InputError: when it is none of them, or belongs to another model.
+    data: how images are read.
     """
-    if text.isdecimal():
-        index = torch.tensor([row], device=place.device)
-        return End(place.space.of_seed(int(text), index, label), f"seed {text}", label)
-    if Path(text).suffix == ".safetensors":
-        return _of_file(place, text, row, label)
-    if not Path(text).exists():
-        raise InputError(f"{text} is no seed (a whole number) and no file")
-    return _of_image(place, text, row, label)
 
+    def __init__(self, loaded: Loaded, space: Space, data: DataConfig, device: torch.device) -> None:
+        self.loaded, self.space, self.data, self.device = loaded, space, data, device
+        self._files: dict[str, Latents] = {}
+        self._sources: dict[str, Source] = {}
 
-def _of_file(place: Place, text: str, row: int, label: int | None) -> End:
-    """The end that is row `row` of a latents or noise file."""
-    loaded, space, device = place.loaded, place.space, place.device
-    latents, info = load_latents(Path(text), space.kinds), loaded.info
-    z = latents.z[row : row + 1].to(device)
-    if not len(z):
-        raise InputError(f"{text} holds {len(latents.z)} points; --rows asks for more")
-    check_shape(tuple(z.shape[1:]), space.shape, text)
-    mark = f"{latents.sha256} {row}"
-    if latents.kind == "noise":
-        labels = replay_of(latents, text, loaded).labels
-        return End(z, mark, int(labels[row]) if label is None and labels is not None else label)
-    if not isinstance(loaded.module, Denoiser):
-        check_codec(loaded, latents.codec, text)
-        return End(z, mark)
-    if info.codec != latents.codec:
-        raise InputError(f"{text} holds latents of another codec than the model's training data")
-    if label is None and latents.labels is not None and loaded.module.classes:
-        name = latents.classes[int(latents.labels[row])] if latents.classes else ""
-        label = info.classes.index(name) if name in info.classes else None
-    # the model's own normalisation: the file's was measured on whatever it holds
-    shift, scale = scaling(info, device)
-    return End(space.of_images((z - shift) / scale, label), mark, label)
+    def point(self, end: Given, row: int, label: int | None) -> End:
+        """The point `row` rows after the one that `end` names.
 
+        label: of its class, where asked for.
 
-def _of_image(place: Place, text: str, row: int, label: int | None) -> End:
-    """The end that is image `row` of a source; through the codec where the model works on latents."""
-    loaded, device = place.loaded, place.device
-    info, codec = loaded.info, None
-    if info.kind == "latents":
-        codec = load_codec(info, place.codec, loaded.checkpoint.path.parent)
-    source = open_data(text, place.data, codec or loaded)
-    check_shape(source.info.shape, (codec or loaded).info.shape, text)
-    if row >= len(source):
-        raise InputError(f"{text} holds {len(source)} images; --rows asks for more")
-    if label is None and isinstance(loaded.module, Denoiser) and loaded.module.classes:
-        found = source_labels(source, loaded, None, text, row + 1)
-        label = None if found is None else int(found[row])
-    x = next(iter(source.batches(iter([torch.tensor([row])]), device))).x
-    if codec is not None:
-        module: Any = codec.module.to(device)
-        shift, scale = scaling(info, device)
-        with torch.inference_mode():
-            x = (module.encode(x).z - shift) / scale
-    return End(place.space.of_images(x, label), f"{source.info.fingerprint} {row}", label)
+        Raises:
+            InputError: there is none, or it belongs to another model.
+        """
+        row += end.row
+        if end.kind == "a seed":
+            index = torch.tensor([row], device=self.device)
+            return End(self.space.of_seed(int(end.name), index, label), f"seed {end.name} {row}", label)
+        if end.kind == "a tensor file":
+            return self._of_file(end.name, row, label)
+        return self._of_image(end.name, row, label)
+
+    def _of_file(self, name: str, row: int, label: int | None) -> End:
+        """The end that is row `row` of a latents or noise file, or of such a stream."""
+        loaded, space, info = self.loaded, self.space, self.loaded.info
+        if name not in self._files:
+            self._files[name] = load_latents(read_input(name), space.kinds)
+        latents, name = self._files[name], "stdin" if name == "-" else name
+        z = latents.z[row : row + 1].to(self.device)
+        if not len(z):
+            raise InputError(f"{name} holds {len(latents.z)} points, and there is no row {row} (from 0)")
+        check_shape(tuple(z.shape[1:]), space.shape, name)
+        mark = f"{latents.sha256} {row}"
+        if latents.kind == "noise":
+            labels = replay_of(latents, name, loaded).labels
+            return End(z, mark, int(labels[row]) if label is None and labels is not None else label)
+        if not isinstance(loaded.module, Denoiser):
+            check_codec(loaded, latents.codec, name)
+            return End(z, mark)
+        if info.codec != latents.codec:
+            raise InputError(f"{name} holds latents of another codec than the model's training data")
+        if label is None and latents.labels is not None and loaded.module.classes:
+            told = latents.classes[int(latents.labels[row])] if latents.classes else ""
+            label = info.classes.index(told) if told in info.classes else None
+        # the model's own normalisation: the file's was measured on whatever it holds
+        shift, scale = scaling(info, self.device)
+        return End(space.of_images((z - shift) / scale, label), mark, label)
+
+    def _of_image(self, name: str, row: int, label: int | None) -> End:
+        """The end that is image `row` of a source; through the codec where the model works on latents."""
+        loaded, codec = self.loaded, self.space.codec
+        source = self._source(name, codec or loaded)
+        if row >= len(source):
+            raise InputError(f"{name} holds {len(source)} images, and there is no row {row} (from 0)")
+        if label is None and isinstance(loaded.module, Denoiser) and loaded.module.classes:
+            labels = source_labels(source, loaded, None, name, row + 1)
+            label = None if labels is None else int(labels[row])
+        x = next(iter(source.batches(iter([torch.tensor([row])]), self.device))).x
+        if codec is not None:
+            module: Any = codec.module.to(self.device)
+            shift, scale = scaling(loaded.info, self.device)
+            with torch.inference_mode():
+                x = (module.encode(x).z - shift) / scale
+        return End(self.space.of_images(x, label), f"{source.info.fingerprint} {row}", label)
+
+    def _source(self, name: str, like: Loaded) -> Source:
+        """The images called `name`, of the size and channels of `like`."""
+        if name not in self._sources:
+            if name.partition(":")[0] not in NAMES and not Path(name).expanduser().exists():
+                raise InputError(f"{name} is no seed (a whole number), no file and no data set")
+            self._sources[name] = open_data(name, self.data, like)
+            check_shape(self._sources[name].info.shape, like.info.shape, name)
+        return self._sources[name]

@@ -19,7 +19,7 @@ from genkit.models.load import Loaded
 
 from .common import DataConfig, PrecisionConfig, load
 from .conditions import ConditionConfig, check_null, classes_of, parse_labels, parted
-from .ends import End, Place, end_point, kind_of
+from .ends import End, Ends, Given, given
 from .options import make
 from .outputs import (
     Folder,
@@ -38,7 +38,12 @@ from .spaces import codec_space, diffusion_space, seeds_of
 class InterpolateConfig:
     """The two ends, the model between them, and the form of the result."""
 
-    a: str = arg(REQUIRED, "A seed (a whole number), an image, or a latents or noise file.", positional=True)
+    a: str = arg(
+        REQUIRED,
+        "A seed (a whole number), an image or data set, a latents or noise file (NAME:3 is its row 3, from "
+        "0), or - for such a stream.",
+        positional=True,
+    )
     b: str = arg(REQUIRED, "The other end, of the same kind.", positional=True)
     model: Path | None = arg(None, "Run folder or checkpoint; default: the newest run that fits.", short="-m")
     out: str = arg(
@@ -78,7 +83,7 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
     out = parse_out(config.out)
     device = machine.pick_device(run.device)
     loaded = load(config.model, "interpolate")
-    check_ends(config)
+    a, b = both(config)
     prior = None
     if isinstance(loaded.module, Denoiser):
         space = diffusion_space(loaded, config.steps, config.codec, run, device)
@@ -86,13 +91,13 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
         check_read(config, dict.fromkeys(("steps", "codec"), (False, "diffusion models")))
         # a class is a part of the model's own prior
         own = config.label is not None and parted(loaded)
-        prior = seeds_of(loaded) if config.a.isdecimal() and not own else None
+        prior = seeds_of(loaded) if a.kind == "a seed" and not own else None
         space = codec_space(loaded, run, device, prior)
-    place = Place(loaded, space, config.codec, data, device)
-    labels = asked_labels(config, loaded)
+    known = Ends(loaded, space, data, device)
+    labels = asked_labels(config, loaded, seeds=a.kind == "a seed")
     strips, marks = [], []
     for row in range(config.rows):
-        ends = [end_point(place, text, row, label) for text, label in zip((config.a, config.b), labels)]
+        ends = [known.point(end, row, label) for end, label in zip((a, b), labels)]
         if ends[0].x.shape != ends[1].x.shape:
             raise InputError(
                 f"{config.a} and {config.b} differ in shape: {ends[0].x.shape} and {ends[1].x.shape}"
@@ -115,22 +120,24 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
     _write(out, torch.stack(strips), config, settings)
 
 
-def check_ends(config: InterpolateConfig) -> None:
-    """Refuse two ends that no path joins.
+def both(config: InterpolateConfig) -> tuple[Given, Given]:
+    """The two ends.
 
     Raises:
-        InputError: they are of different kinds, or seeds are out of range.
+        InputError: no path joins them: they are of different kinds, or both the stream.
     """
-    kinds = [kind_of(text) for text in (config.a, config.b)]
-    if kinds[0] != kinds[1]:
-        raise InputError(f"{config.a} is {kinds[0]} and {config.b} {kinds[1]}; give two of the same kind")
-    for text in (config.a, config.b):
-        if text.isdecimal() and int(text) >= 2**63:
-            raise InputError(f"seed {text} is out of range; the largest is {2**63 - 1}")
+    a, b = given(config.a), given(config.b)
+    if a.kind != b.kind:
+        raise InputError(f"{config.a} is {a.kind} and {config.b} {b.kind}; give two of the same kind")
+    if a.name == b.name == "-":
+        raise InputError(
+            "both ends are -, one stream; write x.safetensors and give x.safetensors:0 x.safetensors:1"
+        )
+    return a, b
 
 
-def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None, int | None]:
-    """What --label says of the two ends.
+def asked_labels(config: InterpolateConfig, loaded: Loaded, seeds: bool) -> tuple[int | None, int | None]:
+    """What --label says of the two ends, which are `seeds` or not.
 
     Raises:
         InputError: it names more than two classes, or the model has none.
@@ -143,7 +150,7 @@ def asked_labels(config: InterpolateConfig, loaded: Loaded) -> tuple[int | None,
             "class-conditional diffusion model, or `train aae --prior mixture --class-conditional`"
         )
     if parted(loaded):
-        if not (config.a.isdecimal() and config.b.isdecimal()):
+        if not seeds:
             raise InputError(
                 f"--label {config.label} says which part of its prior this model draws seeds from; "
                 "an image has a code of its own"

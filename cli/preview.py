@@ -1,5 +1,6 @@
 """Pictures of how a training run is going, at growing intervals."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,24 @@ def codec_for(info: Info, path: Path | None, device: torch.device, near: Path) -
     Raises:
         InputError: the codec is not there, or is another one, see `load_codec`; or one is given for images.
     """
+    return shown_by(codec_of(info, path, near), info, device)
+
+
+def codec_of(info: Info, path: Path | None, near: Path) -> Loaded | None:
+    """`load_codec` for a model of latents, None for one of images.
+
+    Raises:
+        InputError: see `codec_for`.
+    """
     check_codec_use(info, path)
-    if info.kind != "latents":
+    return load_codec(info, path, near) if info.kind == "latents" else None
+
+
+def shown_by(codec: Loaded | None, info: Info, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from data of `info` to images in [-1, 1], which they are where there is no codec."""
+    if codec is None:
         return lambda x: x
-    module: Any = load_codec(info, path, near).module.to(device)
+    module: Any = codec.module.to(device)
     shift, scale = scaling(info, device)
 
     @torch.inference_mode()
@@ -89,12 +104,14 @@ def load_codec(info: Info, path: Path | None, near: Path) -> Loaded:
     Raises:
         InputError: when it is not there, or is another codec.
     """
-    path = path or find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
     if path is None:
-        raise InputError(
-            f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to show latents; "
-            "give it with --codec, or write -o x.safetensors and decode that"
-        )
+        path = find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
+        if path is None:
+            raise InputError(
+                f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to show latents; "
+                "give it with --codec, or write -o x.safetensors and decode that"
+            )
+        say(f"codec: {os.path.relpath(path)}")
     codec = load_model(path, "decode")
     check_codec(codec, info.codec, "this model's latents")
     return codec

@@ -20,12 +20,15 @@ from .common import PrecisionConfig
 from .conditions import parted
 from .console import say
 from .methods import own_spacing
-from .preview import codec_for
+from .preview import codec_of, shown_by
 from .sample import last
 
 
 class Space:
-    """Where the path runs: how an image, a file and a seed become a point, and a point an image."""
+    """Where the path runs: how an image, a file and a seed become a point, and a point an image.
+
+    codec: of a model of latents.
+    """
 
     def __init__(
         self,
@@ -34,7 +37,9 @@ class Space:
         kinds: tuple[str, ...],
         shape: tuple[int, ...],
         show: Callable[[Tensor, Tensor | None], Tensor],
+        codec: Loaded | None = None,
     ) -> None:
+        self.codec = codec
         self.of_images, self.of_seed, self.kinds = of_images, of_seed, kinds
         self.shape, self.show = shape, show
 
@@ -93,7 +98,8 @@ def diffusion_space(
     assert isinstance(model, Denoiser)
     prepare(model, device, machine.resolve_precision(run.precision, device), compiled=False)
     falling = sampling_times(loaded, steps, own_spacing(None, loaded))
-    to_picture = codec_for(loaded.info, codec, device, loaded.checkpoint.path.parent)
+    coder = codec_of(loaded.info, codec, loaded.checkpoint.path.parent)
+    to_picture = shown_by(coder, loaded.info, device)
 
     @torch.inference_mode()
     def of_images(x: Tensor, label: int | None) -> Tensor:
@@ -107,4 +113,4 @@ def diffusion_space(
     def of_seed(seed: int, index: Tensor, label: int | None) -> Tensor:
         return initial_noise(model.schedule, seed, index, loaded.info.shape, falling)
 
-    return Space(of_images, of_seed, ("noise", "latents"), loaded.info.shape, show)
+    return Space(of_images, of_seed, ("noise", "latents"), loaded.info.shape, show, coder)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from cli_tools import genkit
+from cli_tools import genkit, shell
 from PIL import Image
 
 from genkit import io
@@ -51,6 +51,42 @@ def test_frames_as_tensors_are_those_of_the_folder(work, capfd):
         assert (127.5 * (frame.clamp(-1, 1) + 1) - pixels).abs().max() <= 1
 
 
+def frames(path):
+    """(N, C, H, W) of a file of frames."""
+    return io.load_latents(path, ("images",)).z
+
+
+def test_a_row_is_named_by_its_number(work, capfd):
+    """Oracle: the strip of that row among all, for seeds, data sets and files."""
+    run(capfd, "encode", "digits:test", "-m", "runs/vae", "-o", "z.safetensors")
+    for a, b in (("3", "8"), ("digits", "digits:test"), ("z.safetensors", "z.safetensors")):
+        command = ("interpolate", "-m", "runs/vae", "-n", "3", "--precision", "fp32")
+        run(capfd, *command, f"{a}:1", b, "--rows", "2", "-o", "two.safetensors")
+        run(capfd, *command, f"{a}:2", f"{b}:1", "-o", "one.safetensors")
+        two, one = frames(work / "two.safetensors"), frames(work / "one.safetensors")
+        torch.testing.assert_close(two[3:], one)
+        assert not torch.equal(two[0], one[0])
+
+
+def test_an_end_may_be_a_stream(work, capfd):
+    """Oracle: the file that the stream is, every row of it."""
+    run(capfd, "encode", "digits:test", "-m", "runs/vae", "-o", "z.safetensors")
+    options = "-m runs/vae -n 3 --rows 2 --precision fp32"
+    done = shell(f"genkit interpolate - z.safetensors:5 {options} -o s.safetensors < z.safetensors", work)
+    assert done.returncode == 0, done.stderr
+    run(capfd, "interpolate", "z.safetensors", "z.safetensors:5", *options.split(), "-o", "f.safetensors")
+    torch.testing.assert_close(frames(work / "s.safetensors"), frames(work / "f.safetensors"))
+
+
+def test_a_codec_that_is_found_is_named_once(work, capfd):
+    """Oracle: the run that encoded the model's data; one that --codec names needs no telling."""
+    Image.new("L", (8, 8)).save("a.png")
+    for ends in (("1", "2"), ("a.png", "digits:5")):
+        command = ("interpolate", *ends, "-m", "runs/ldm", *FAST)
+        assert run(capfd, *command).splitlines().count("codec: runs/vae") == 1
+        assert "codec:" not in run(capfd, *command, "--codec", "runs/vae")
+
+
 def test_seeds_are_codes_of_the_prior_that_sampling_draws_from(work, capfd):
     """Oracle: `sample prior` with the fitted prior; without one, a model that has none of its own refuses."""
     ends = ("interpolate", "3", "4", "-m", "runs/ae", "-n", "2", "--precision", "fp32")
@@ -77,7 +113,11 @@ def test_tokens_are_no_seeds(work, capfd):
         (("1", "9223372036854775808", "-m", "runs/vae"), "seed 9223372036854775808 is out of range"),
         (("1", "2", "-m", "runs/vae", "--label", "3"), "needs classes"),
         (("1", "a.png", "-m", "runs/vae"), "give two of the same kind"),
-        (("a.png", "a.png", "-m", "runs/vae", "--rows", "2"), "a.png holds 1 images; --rows asks for more"),
+        (("a.png", "a.png", "-m", "runs/vae", "--rows", "2"), "a.png holds 1 images, and there is no row 1"),
+        (("digits:3", "digits:test:9999", "-m", "runs/vae"), "there is no row 9999 (from 0)"),
+        (("1:9223372036854775808", "2", "-m", "runs/vae"), "row 9223372036854775808 is out of range"),
+        (("digts:1", "digits:2", "-m", "runs/vae"), "digts is no seed (a whole number), no file"),
+        (("-", "-", "-m", "runs/vae"), "both ends are -, one stream"),
     ],
 )
 def test_refusals(work, capfd, arguments, message):
