@@ -1,6 +1,7 @@
 """genkit info FILE: what a file is, and the command that made it."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from genkit.errors import InputError
 
 from .console import emit
 from .options import make
+
+_FIRST = ("kind", "model", "step", "command")
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,36 @@ def _info(config: InfoConfig) -> None:
     if config.json:
         emit(about, True)
         return
-    width = max(len(k) for k in about)
-    for key, value in about.items():
-        emit(f"{key:<{width}}  {value if isinstance(value, str) else json.dumps(value)}")
+    rows = [row for key in sorted(about, key=_place) for row in _rows(key, about[key])]
+    width = max(len(key) for key, _ in rows)
+    for key, words in rows:
+        emit(f"{key:<{width}}  {words}")
+
+
+def _place(key: str) -> tuple[int, str]:
+    """Where a key stands among others: first what a person looks for."""
+    return (_FIRST.index(key) if key in _FIRST else len(_FIRST), key)
+
+
+def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """(key, words) of a value that says something; a row for each part of one that has parts with parts."""
+    if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+        for name, part in value.items():
+            yield from _rows(f"{key}.{name}", part)
+    elif words := _words(value):
+        yield key, words
+
+
+def _words(value: Any) -> str:
+    """A value of JSON as a person reads it; nothing where nothing was set."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {words}" for name, part in value.items() if (words := _words(part)))
+    if isinstance(value, list):
+        between = ", " if any(isinstance(part, list) for part in value) else " "
+        return between.join(map(_words, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def describe(path: Path) -> dict[str, Any]:

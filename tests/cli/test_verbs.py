@@ -306,6 +306,23 @@ def test_info_on_everything(work, capfd):
         assert json.loads(out)["kind"] == kind
 
 
+def test_info_for_a_reader(work, capfd):
+    """Oracle: the JSON: every line is a key or a part of one, the kind first, and nothing that is unset."""
+    for file in ("runs/vae", "z.safetensors", "runs/ldm"):
+        about = json.loads(genkit(capfd, "info", file, "--json")[1])
+        code, out, _ = genkit(capfd, "info", file)
+        assert code == 0
+        rows = dict(line.split("  ", 1) for line in out.splitlines())
+        assert next(iter(rows)) == "kind"
+        assert {key.partition(".")[0] for key in rows} == {
+            k for k, v in about.items() if v not in ("", [], {})
+        }
+        assert "null" not in out
+        assert all(words.strip() for words in rows.values())
+    lr = about["config"]["optim"]["lr"]
+    assert f", lr {lr:g}," in rows["config.optim"]
+
+
 def test_default_model_is_the_newest_that_fits(work, capfd):
     """Oracle: named on stderr; without runs the command to train one is."""
     code, _, err = genkit(capfd, "sample", "prior", "-n", "2", "-o", "p.png")
