@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from genkit.data.latents import is_tensors
 from genkit.data.names import NAMES
 from genkit.data.source import Source
 from genkit.diffusion.denoiser import Denoiser
@@ -21,20 +22,16 @@ from .replay import replay_of
 from .spaces import Space
 from .streams import read_input
 
+KINDS = {"seed": "a seed", "tensors": "a tensor file", "images": "an image"}
+LARGEST = 2**63 - 1  # seed, and row
+
 
 class Given(NamedTuple):
-    """An end as it was typed: NAME, or NAME:ROW for another row than the first."""
+    """An end as it was typed: NAME, or NAME:ROW for another row than the first. kind: one of KINDS."""
 
     name: str
     row: int
-
-    @property
-    def kind(self) -> str:
-        """What the name is of."""
-        if self.name.isdecimal():
-            return "a seed"
-        tensors = self.name == "-" or Path(self.name).suffix == ".safetensors"
-        return "a tensor file" if tensors else "an image"
+    kind: str
 
 
 def given(text: str) -> Given:
@@ -44,11 +41,28 @@ def given(text: str) -> Given:
         InputError: a seed or row that is out of range.
     """
     found = re.fullmatch(r"(.+):([0-9]+)", text)
-    name, row = (found[1], int(found[2])) if found and not Path(text).exists() else (text, 0)
-    for what, number in (("seed", name), ("row", str(row))):
-        if number.isdecimal() and int(number) >= 2**63:
-            raise InputError(f"{what} {number} is out of range; the largest is {2**63 - 1}")
-    return Given(name, row)
+    name, row = (found[1], found[2]) if found and not _exists(text) else (text, "0")
+    for what, number in (("seed", name), ("row", row)):
+        if number.isdecimal() and (len(number) > 19 or int(number) > LARGEST):
+            raise InputError(f"{what} {short(number)} is out of range; the largest is {LARGEST}")
+    if name.isdecimal():
+        return Given(name, int(row), "seed")
+    tensors = name == "-" or Path(name).suffix.lower() == ".safetensors"
+    tensors = tensors or (_exists(name) and is_tensors(Path(name).expanduser()))
+    return Given(name, int(row), "tensors" if tensors else "images")
+
+
+def short(number: str) -> str:
+    """The number, or its beginning."""
+    return number if len(number) <= 32 else f"{number[:32]}…"
+
+
+def _exists(name: str) -> bool:
+    """Whether there is such a file or folder."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # too long a name, no such user
+        return False
 
 
 class End(NamedTuple):
@@ -80,22 +94,26 @@ class Ends:
             InputError: there is none, or it belongs to another model.
         """
         row += end.row
-        if end.kind == "a seed":
+        if row > LARGEST:
+            raise InputError(f"row {row} of {end.name} is out of range; the largest is {LARGEST}")
+        if end.kind == "seed":
             index = torch.tensor([row], device=self.device)
             return End(self.space.of_seed(int(end.name), index, label), f"seed {end.name} {row}", label)
-        if end.kind == "a tensor file":
-            return self._of_file(end.name, row, label)
-        return self._of_image(end.name, row, label)
+        of = self._of_file if end.kind == "tensors" else self._of_image
+        return of(end.name, row, label)
 
     def _of_file(self, name: str, row: int, label: int | None) -> End:
         """The end that is row `row` of a latents or noise file, or of such a stream."""
         loaded, space, info = self.loaded, self.space, self.loaded.info
         if name not in self._files:
             self._files[name] = load_latents(read_input(name), space.kinds)
-        latents, name = self._files[name], "stdin" if name == "-" else name
+        latents = self._files[name]
+        name = "standard input" if name == "-" else name
         z = latents.z[row : row + 1].to(self.device)
         if not len(z):
-            raise InputError(f"{name} holds {len(latents.z)} points, and there is no row {row} (from 0)")
+            raise InputError(
+                f"{name} has no row {row}: they are counted from 0, and there are {len(latents.z)}"
+            )
         check_shape(tuple(z.shape[1:]), space.shape, name)
         mark = f"{latents.sha256} {row}"
         if latents.kind == "noise":
@@ -118,10 +136,11 @@ class Ends:
         loaded, codec = self.loaded, self.space.codec
         source = self._source(name, codec or loaded)
         if row >= len(source):
-            raise InputError(f"{name} holds {len(source)} images, and there is no row {row} (from 0)")
-        if label is None and isinstance(loaded.module, Denoiser) and loaded.module.classes:
-            labels = source_labels(source, loaded, None, name, row + 1)
-            label = None if labels is None else int(labels[row])
+            raise InputError(f"{name} has no row {row}: they are counted from 0, and there are {len(source)}")
+        classes = getattr(loaded.module, "classes", 0)
+        if label is None and classes and source.labels is not None:
+            labels = source_labels(source, loaded, None, name, torch.tensor([row]))
+            label = None if labels is None else int(labels)
         x = next(iter(source.batches(iter([torch.tensor([row])]), self.device))).x
         if codec is not None:
             module: Any = codec.module.to(self.device)
@@ -133,8 +152,12 @@ class Ends:
     def _source(self, name: str, like: Loaded) -> Source:
         """The images called `name`, of the size and channels of `like`."""
         if name not in self._sources:
-            if name.partition(":")[0] not in NAMES and not Path(name).expanduser().exists():
-                raise InputError(f"{name} is no seed (a whole number), no file and no data set")
-            self._sources[name] = open_data(name, self.data, like)
-            check_shape(self._sources[name].info.shape, like.info.shape, name)
+            try:
+                source = open_data(name, self.data, like)
+            except InputError as error:
+                if _exists(name) or name.partition(":")[0] in NAMES:
+                    raise
+                raise InputError(f"{error}; nor is it a seed (a whole number)") from None
+            check_shape(source.info.shape, like.info.shape, name)
+            self._sources[name] = source
         return self._sources[name]

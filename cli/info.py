@@ -54,7 +54,7 @@ def _place(key: str) -> tuple[int, str]:
 
 
 def _rows(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """(key, words) of a value that says something; a row for each part of one that has parts with parts."""
+    """(key, words) of a value that says something; a dict of dicts has a row KEY.PART for each part."""
     if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
         for name, part in value.items():
             yield from _rows(f"{key}.{name}", part)
@@ -69,8 +69,10 @@ def _words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {words}" for name, part in value.items() if (words := _words(part)))
     if isinstance(value, list):
-        between = ", " if any(isinstance(part, list) for part in value) else " "
-        return between.join(map(_words, value))
+        # lists in lists keep their brackets
+        found = [f"[{_words(v)}]" if isinstance(v, list) else _words(v) for v in value]
+        numbers = all(isinstance(v, int | float) for v in value)
+        return (" " if numbers else ", ").join(filter(None, found))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

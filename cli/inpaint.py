@@ -248,7 +248,7 @@ def classes_for(
     if condition.label is None and condition.classifier is None:
         if not getattr(loaded.module, "classes", 0):
             return labels_of(loaded, condition, torch.arange(n))
-        return source_labels(source, loaded, None, name, n)
+        return source_labels(source, loaded, None, name, torch.arange(n))
     if condition.label is None:
         raise InputError("--classifier needs --label: the class that the result should have")
     return labels_of(loaded, condition, torch.arange(n))

@@ -19,7 +19,7 @@ from genkit.models.load import Loaded
 
 from .common import DataConfig, PrecisionConfig, load
 from .conditions import ConditionConfig, check_null, classes_of, parse_labels, parted
-from .ends import End, Ends, Given, given
+from .ends import KINDS, End, Ends, Given, given
 from .options import make
 from .outputs import (
     Folder,
@@ -40,8 +40,8 @@ class InterpolateConfig:
 
     a: str = arg(
         REQUIRED,
-        "A seed (a whole number), an image or data set, a latents or noise file (NAME:3 is its row 3, from "
-        "0), or - for such a stream.",
+        "A seed (a whole number), an image, a folder, zip or data set of them, a latents or noise file, each "
+        "with :3 for its row 3 (from 0); or - for a tensor stream.",
         positional=True,
     )
     b: str = arg(REQUIRED, "The other end, of the same kind.", positional=True)
@@ -53,7 +53,7 @@ class InterpolateConfig:
     )
     count: int = arg(9, "Frames, both ends included.", min=2, short="-n")
     method: str = arg("slerp", "Along the great circle, or straight.", choices=METHODS)
-    rows: int = arg(1, "Strips, one below the other: of so many images of each seed, source or file.", min=1)
+    rows: int = arg(1, "Strips, one below the other: of so many rows, from the named one on.", min=1)
     steps: int = arg(50, "Network evaluations of a diffusion model.", min=1)
     label: str | None = arg(
         None,
@@ -91,10 +91,10 @@ def _interpolate(config: InterpolateConfig, data: DataConfig, run: PrecisionConf
         check_read(config, dict.fromkeys(("steps", "codec"), (False, "diffusion models")))
         # a class is a part of the model's own prior
         own = config.label is not None and parted(loaded)
-        prior = seeds_of(loaded) if a.kind == "a seed" and not own else None
+        prior = seeds_of(loaded) if a.kind == "seed" and not own else None
         space = codec_space(loaded, run, device, prior)
     known = Ends(loaded, space, data, device)
-    labels = asked_labels(config, loaded, seeds=a.kind == "a seed")
+    labels = asked_labels(config, loaded, seeds=a.kind == "seed")
     strips, marks = [], []
     for row in range(config.rows):
         ends = [known.point(end, row, label) for end, label in zip((a, b), labels)]
@@ -128,7 +128,9 @@ def both(config: InterpolateConfig) -> tuple[Given, Given]:
     """
     a, b = given(config.a), given(config.b)
     if a.kind != b.kind:
-        raise InputError(f"{config.a} is {a.kind} and {config.b} {b.kind}; give two of the same kind")
+        raise InputError(
+            f"{config.a} is {KINDS[a.kind]} and {config.b} {KINDS[b.kind]}; give two of the same kind"
+        )
     if a.name == b.name == "-":
         raise InputError(
             "both ends are -, one stream; write x.safetensors and give x.safetensors:0 x.safetensors:1"

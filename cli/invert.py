@@ -140,7 +140,9 @@ def _invert(config: InvertConfig, data: DataConfig, run: MachineConfig) -> None:
     source = open_data(config.source, data, loaded)
     check_source(source, loaded, config.source)
     n = min(config.count or len(source), len(source))
-    labels = source_labels(source, loaded, config.label, config.source, n, required=config.pivotal)
+    labels = source_labels(
+        source, loaded, config.label, config.source, torch.arange(n), required=config.pivotal
+    )
     spacing = own_spacing(config.spacing, loaded)
     config, path = replace(config, spacing=spacing), sampling_times(loaded, config.steps, spacing)
     job = Job(config, loaded, model, source, labels, n, path, device, run.batch_size)
@@ -264,9 +266,9 @@ def _as_file(job: Job, found: Inverted) -> Latents:
 
 
 def source_labels(
-    source: Source, loaded: Loaded, label: str | None, name: str, n: int, *, required: bool = False
+    source: Source, loaded: Loaded, label: str | None, name: str, index: Tensor, *, required: bool = False
 ) -> Tensor | None:
-    """(n,) the classes, as the model counts them, of the first n examples: as --label says, else the
+    """(n,) the classes, as the model counts them, of examples `index` (n,): as --label says, else the
     source's own by their names, else the null class; None for a model without classes.
 
     Raises:
@@ -276,19 +278,20 @@ def source_labels(
     classes = getattr(loaded.module, "classes", 0)
     if label is not None or not classes:
         # asks for the label of a model without classes, too, for the error
-        return labels_of(loaded, ConditionConfig(label=label), torch.arange(n))
+        return labels_of(loaded, ConditionConfig(label=label), index)
     if source.labels is None:
         if required:
             raise InputError(f"{name} has no labels; give its images' classes with --label")
         say(f"note: {name} has no labels, so the null class is used; --label gives them")
-        return torch.full((n,), classes)
+        return torch.full_like(index, classes)
     mine, theirs = loaded.info.classes, source.info.classes
     places = [mine.index(c) if c in mine else -1 for c in theirs]
     if not mine:  # a model that does not name its classes counts them
         places = [i if i < classes else -1 for i in range(len(theirs))]
-    found = torch.tensor(places)[source.labels[:n]]
+    told = source.labels[index]
+    found = torch.tensor(places)[told]
     if (found < 0).any():
-        strange = theirs[int(source.labels[:n][found < 0][0])]
+        strange = theirs[int(told[found < 0][0])]
         raise InputError(
             f"{name} has class {strange!r}, which {loaded.checkpoint.path} does not know; give --label"
         )

@@ -1,6 +1,5 @@
 """Pictures of how a training run is going, at growing intervals."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,14 +103,12 @@ def load_codec(info: Info, path: Path | None, near: Path) -> Loaded:
     Raises:
         InputError: when it is not there, or is another codec.
     """
+    path = path or find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
     if path is None:
-        path = find_weights(near.resolve().parent, info.codec) or find_weights(RUNS, info.codec)
-        if path is None:
-            raise InputError(
-                f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to show latents; "
-                "give it with --codec, or write -o x.safetensors and decode that"
-            )
-        say(f"codec: {os.path.relpath(path)}")
+        raise InputError(
+            f"no codec with weights {info.codec[:12]} beside {near} or under {RUNS}/ to show latents; "
+            "give it with --codec, or write -o x.safetensors and decode that"
+        )
     codec = load_model(path, "decode")
     check_codec(codec, info.codec, "this model's latents")
     return codec

@@ -27,7 +27,7 @@ from .sample import last
 class Space:
     """Where the path runs: how an image, a file and a seed become a point, and a point an image.
 
-    codec: of a model of latents.
+    codec: that of a latent model, None for a model of images.
     """
 
     def __init__(

@@ -41,13 +41,10 @@ def start(device: torch.device) -> None:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Stdout is for data: the gloo of torch 2.9 prints there whom it is connected to."""
-    try:
-        stdout = os.dup(1)
-        os.dup2(2, 1)
-    except OSError:  # one of them is closed
-        yield
-        return
+    """Within, what is written to stdout goes to stderr: stdout is for data, and the gloo of torch 2.9 prints
+    there whom it is connected to."""
+    stdout = os.dup(1)
+    os.dup2(2, 1)
     try:
         yield
     finally:

@@ -159,7 +159,6 @@ class _Trainer:
         self.phases = objective.phases()
         self.optimizers = make_optimizers(objective, optim)
         self.average = Average(objective.model, optim.ema)
-        self.parameters = list(objective.parameters())
         objective.dropouts = dropouts(objective)
         module: nn.Module = objective
         if dist.world() > 1:
@@ -198,7 +197,7 @@ class _Trainer:
             )
             with wait or nullcontext(), machine.autocast(self.device, self.precision):
                 loss = self.call(name, batch, noise)
-            (loss.total / len(parts) if len(parts) > 1 else loss.total).backward()
+            (loss.total / len(parts)).backward()
             self.watch.add(loss.logs)
         if self.optim.grad_clip > 0:
             norm = nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip, foreach=True)
@@ -207,8 +206,7 @@ class _Trainer:
             group["lr"] = rate
         optimizer.step()
         # other phases' gradients through this loss must not linger either
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.objective.zero_grad(set_to_none=True)
 
 
 def fit(

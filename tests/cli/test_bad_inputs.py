@@ -55,7 +55,7 @@ def refused(capfd, *arguments):
             "--sample draws from a posterior, and",
         ),
         ("invert digits -m runs/ldm -o new.safetensors", "encode the images first"),
-        ("interpolate a b -m runs/ddpm -o new.png", "no seed"),
+        ("interpolate a b -m runs/ddpm -o new.png", "nor is it a seed"),
         ("eval-fid digits digits --features runs/vae", "does not serve `eval-fid`"),
         ("eval-fid digits digits --features runs/clf --metrics fd", "did you mean 'fid'"),
         ("eval-fid z.safetensors digits --features runs/clf", "latents"),

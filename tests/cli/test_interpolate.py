@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from cli_tools import genkit, shell
+from cli_tools import TINY_DDPM, genkit, shell
 from PIL import Image
 
 from genkit import io
@@ -78,13 +78,37 @@ def test_an_end_may_be_a_stream(work, capfd):
     torch.testing.assert_close(frames(work / "s.safetensors"), frames(work / "f.safetensors"))
 
 
-def test_a_codec_that_is_found_is_named_once(work, capfd):
-    """Oracle: the run that encoded the model's data; one that --codec names needs no telling."""
-    Image.new("L", (8, 8)).save("a.png")
-    for ends in (("1", "2"), ("a.png", "digits:5")):
-        command = ("interpolate", *ends, "-m", "runs/ldm", *FAST)
-        assert run(capfd, *command).splitlines().count("codec: runs/vae") == 1
-        assert "codec:" not in run(capfd, *command, "--codec", "runs/vae")
+def test_only_the_ends_need_classes_that_the_model_knows(work, capfd):
+    """Oracle: exit 0, though the folder's first image is of a class that the model never saw."""
+    for name, kind in (("a", "0weird"), ("b", "3"), ("c", "3")):
+        (work / "mixed" / kind).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 90).save(work / "mixed" / kind / f"{name}.png")
+    conditional = ("train", "ddpm", *TINY_DDPM, "--class-conditional", "--steps", "1", "--device", "cpu")
+    run(capfd, *conditional, "-o", "runs/told")
+    run(capfd, "interpolate", "mixed:1", "mixed:2", "-m", "runs/told", *FAST, "-o", "x.png")
+    told = ("interpolate", "mixed:0", "mixed:2", "-m", "runs/told", *FAST, "-o", "y.png")
+    assert "class '0weird'" in refusal(capfd, *told)
+
+
+def test_shards_are_a_tensor_file(work, capfd):
+    """Oracle: the same latents in one file."""
+    for out in ("z.safetensors", "z/"):
+        run(capfd, "encode", "digits:test", "-m", "runs/vae", "--precision", "fp32", "-o", out)
+    for name in ("z.safetensors", "z/"):
+        out = {"z.safetensors": "file.safetensors", "z/": "shards.safetensors"}[name]
+        command = (
+            "interpolate",
+            f"{name}:2",
+            f"{name}:4",
+            "-m",
+            "runs/vae",
+            "-n",
+            "3",
+            "--precision",
+            "fp32",
+        )
+        run(capfd, *command, "-o", out)
+    torch.testing.assert_close(frames(work / "file.safetensors"), frames(work / "shards.safetensors"))
 
 
 def test_seeds_are_codes_of_the_prior_that_sampling_draws_from(work, capfd):
@@ -113,10 +137,17 @@ def test_tokens_are_no_seeds(work, capfd):
         (("1", "9223372036854775808", "-m", "runs/vae"), "seed 9223372036854775808 is out of range"),
         (("1", "2", "-m", "runs/vae", "--label", "3"), "needs classes"),
         (("1", "a.png", "-m", "runs/vae"), "give two of the same kind"),
-        (("a.png", "a.png", "-m", "runs/vae", "--rows", "2"), "a.png holds 1 images, and there is no row 1"),
-        (("digits:3", "digits:test:9999", "-m", "runs/vae"), "there is no row 9999 (from 0)"),
+        (
+            ("a.png", "a.png", "-m", "runs/vae", "--rows", "2"),
+            "a.png has no row 1: they are counted from 0, and there are 1",
+        ),
+        (("digits:3", "digits:test:9999", "-m", "runs/vae"), "digits:test has no row 9999"),
         (("1:9223372036854775808", "2", "-m", "runs/vae"), "row 9223372036854775808 is out of range"),
-        (("digts:1", "digits:2", "-m", "runs/vae"), "digts is no seed (a whole number), no file"),
+        (("digts:1", "digits:2", "-m", "runs/vae"), "did you mean 'digits'?"),
+        (("digts:1", "digits:2", "-m", "runs/vae"), "nor is it a seed (a whole number)"),
+        (("1:9223372036854775807", "2", "-m", "runs/vae", "--rows", "2"), "row 9223372036854775808 of 1 is"),
+        (("9" * 5000, "2", "-m", "runs/vae"), "999… is out of range"),
+        (("digits:" + "1" * 300, "2", "-m", "runs/vae"), "111… is out of range"),
         (("-", "-", "-m", "runs/vae"), "both ends are -, one stream"),
     ],
 )

@@ -323,6 +323,16 @@ def test_info_for_a_reader(work, capfd):
     assert f", lr {lr:g}," in rows["config.optim"]
 
 
+def test_lists_for_a_reader():
+    """Oracle: numbers apart by spaces, names and inner lists told apart, what is unset left out."""
+    from genkit_cli.info import _words
+
+    assert _words([4, 7, 7.5]) == "4 7 7.5"
+    assert _words(["T-shirt/top", "Ankle boot"]) == "T-shirt/top, Ankle boot"
+    assert _words([[["seed 3 1", None], ["seed 4 0", 2]]]) == "[[seed 3 1], [seed 4 0, 2]]"
+    assert _words([None, None]) == ""
+
+
 def test_default_model_is_the_newest_that_fits(work, capfd):
     """Oracle: named on stderr; without runs the command to train one is."""
     code, _, err = genkit(capfd, "sample", "prior", "-n", "2", "-o", "p.png")
