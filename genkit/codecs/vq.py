@@ -13,6 +13,7 @@ from .. import dist
 from .bottlenecks import Code
 
 CHECK = 50  # steps between looks for dead codes
+USAGE = 0.99  # decay of the count of what each code is used for
 DEAD = 0.1  # a code used less than this share of the average is dead
 CANDIDATES = 4  # vectors of an image that may become codes at such a look
 LLOYD = 10  # iterations of k-means at the start
@@ -51,12 +52,21 @@ def perplexity(usage: Tensor) -> Tensor:
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
+def decay_of(step: int, last: float) -> float:
+    """The decay of running means after `step` steps: `last`, but less while they are over more than the last
+    tenth of the steps; the vectors of an encoder that has just begun to learn are soon out of date.
+
+    The paper's is constant.
+    """
+    return min(last, (1 + step) / (10 + step))
+
+
 class VectorQuantizer(nn.Module):
     """A codebook of `codes` vectors of `channels`; gradients pass straight through to the encoder.
 
     update "ema": codes are running means of the vectors that chose them (appendix A.1 of the paper);
     "loss": parameters, drawn to those vectors by the codebook loss of its eq. 3.
-    commitment: beta of eq. 3. decay: of the running means and of the usage. start "kmeans" or "data".
+    commitment: beta of eq. 3. decay: of the running means, see `decay_of`. start: "kmeans" or "data".
     The first step runs without quantisation, and its vectors make the first codebook.
     """
 
@@ -73,7 +83,7 @@ class VectorQuantizer(nn.Module):
         *,
         update: str = "ema",
         commitment: float = 0.25,
-        decay: float = 0.99,
+        decay: float = 0.9,
         start: str = "kmeans",
     ) -> None:
         super().__init__()
@@ -161,13 +171,14 @@ class VectorQuantizer(nn.Module):
         if self._seen is None:
             return
         seen, vectors = dist.total(self._seen), self._candidates()
-        done, decay = self._steps_done(), self.decay
+        done = self._steps_done()
         self._seen, self._vectors = None, []
         if done == 0 and vectors is not None:
             self._begin(vectors)
         else:
-            self.usage.mul_(decay).add_(seen[:, -1], alpha=1 - decay)
+            self.usage.mul_(USAGE).add_(seen[:, -1], alpha=1 - USAGE)
             if self.update == "ema":
+                decay = decay_of(done, self.decay)
                 self.total.mul_(decay).add_(seen, alpha=1 - decay)
                 self.codebook.copy_(centroids(self.total, self.codebook))
             if vectors is not None:

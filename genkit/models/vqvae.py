@@ -22,7 +22,7 @@ OPTIM: dict[str, Any] = {
     "lr": 2e-3,
     "batch_size": 128,
     "warmup": 100,
-    "decay": "linear",
+    "decay": "none",
     "ema": 0.02,
     "steps": 4000,
 }
@@ -48,7 +48,11 @@ class QuantisedConfig:
         panel=_CODEBOOK,
     )
     codebook_decay: float = arg(
-        0.99, "Decay of the running means and of the usage.", min=0.0, max=0.9999, panel=_CODEBOOK
+        0.9,
+        "Decay of the running means; at first they are over the last tenth of the steps so far.",
+        min=0.0,
+        max=0.9999,
+        panel=_CODEBOOK,
     )
     codebook_start: str = arg(
         "kmeans",

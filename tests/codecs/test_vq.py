@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 
 from genkit import noise
-from genkit.codecs.vq import CHECK, VectorQuantizer, lloyd, nearest, perplexity
+from genkit.codecs.vq import CHECK, VectorQuantizer, decay_of, lloyd, nearest, perplexity
 
 
 def numbers(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def begun(codebook, **settings):
-    """A quantiser in mid-training that holds `codebook`."""
+def begun(codebook, steps=1001, **settings):
+    """A quantiser that holds `codebook` after `steps` steps: so many that `decay` has its last value."""
     vq = VectorQuantizer(*codebook.shape, **settings)
     with torch.no_grad():
         vq.codebook.copy_(codebook)
         vq.usage.fill_(1.0)
         if vq.update == "ema":
             vq.total.copy_(torch.cat([codebook, torch.ones(len(codebook), 1)], dim=1))
-        vq.steps.fill_(1)
+        vq.steps.fill_(steps)
     return vq
 
 
@@ -88,7 +88,8 @@ def test_running_means_reach_k_means():
         vq.stepped()
     means = torch.stack([x[label == k].mean(dim=0) for k in range(4)])
     torch.testing.assert_close(vq.codebook, means, atol=1e-5, rtol=0)
-    torch.testing.assert_close(vq.usage, torch.full((4,), 100.0), atol=1e-3, rtol=0)
+    usage = 100.0 + (1.0 - 100.0) * 0.99**150
+    torch.testing.assert_close(vq.usage, torch.full((4,), usage), atol=1e-3, rtol=0)
 
 
 def test_running_mean_of_one_step_by_hand():
@@ -98,6 +99,21 @@ def test_running_mean_of_one_step_by_hand():
     vq.stepped()
     expected = [0.25 * 3 / (0.75 + 0.5), (0.75 * 10 + 0.25 * 9) / 1.0]
     torch.testing.assert_close(vq.codebook.flatten(), torch.tensor(expected))
+
+
+def test_running_means_are_short_at_first():
+    """Oracle: the products of (1 + n) / (10 + n) weigh step k like k^8, so that the mean of the steps up to n
+    is 9/10 of n; later the decay is the one asked for. One step by hand, after one step."""
+    mean = 0.0
+    for n in range(800):
+        mean += (1 - decay_of(n, 0.99)) * (n - mean)
+    assert mean == pytest.approx(0.9 * 800, rel=0.01)
+    assert decay_of(2000, 0.99) == 0.99
+    vq = begun(torch.tensor([[0.0], [10.0]]), steps=1)
+    observe(vq, torch.tensor([9.0, 9.0, 6.0]).view(3, 1, 1, 1), 0)
+    vq.stepped()
+    kept, new = 2 / 11, 9 / 11
+    assert vq.codebook[1].item() == pytest.approx((kept * 10 + new * 24) / (kept + new * 3))
 
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
@@ -119,15 +135,16 @@ def test_first_step_passes_through_and_makes_the_codebook(update, start):
 
 @pytest.mark.parametrize("update", ["ema", "loss"])
 def test_dead_codes_come_back(update):
-    """Oracle: seven of eight codes far from all data are unused, and all live after three looks: two for
-    them, and one for the first, which then lies between the clusters and has lost all of them."""
+    """Oracle: seven of eight codes far from all data are unused, and all live after ten looks: two for them,
+    and the others for the first, which then lies between the clusters and has lost all of them; its count
+    falls from 160 to a tenth of the mean, 5, in 350 steps at 0.99 each."""
     x, _ = clusters()
     h = x.view(100, 4, 2).permute(0, 2, 1)[..., None]
     codebook = torch.full((8, 2), 100.0) + torch.arange(8.0)[:, None]
     codebook[0] = 2.0
     vq = begun(codebook, update=update, decay=0.9)
     assert vq(h).tokens.unique().tolist() == [0]
-    for step in range(1, 3 * CHECK + 1):
+    for step in range(1, 10 * CHECK + 1):
         observe(vq, h, step)
         vq.stepped()
     assert vq(h).tokens.unique().tolist() == list(range(8))
