@@ -1,7 +1,7 @@
 """vqgan: a VQ-VAE judged by a critic of patches and a perceptual distance too (Esser et al. 2021).
 
 The defaults are not the paper's, whose judges outweigh the pixels where a classifier stands in for LPIPS: on
-MNIST they gave 22.0 dB and a reconstruction FID of 0.0078, these 24.6 dB and 0.0033.
+MNIST they gave 22.0 dB and a reconstruction FID of 0.0078, and weights like these 24.6 dB and 0.0033.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..objectives.judged import Judged
 from ..objectives.quantised import Quantised
 from ..registry import Entry, register
 from .judge import JudgeConfig, judged
-from .vqvae import OPTIM, QuantisedConfig, autoencoder, preview
+from .vqvae import OPTIM, QuantisedConfig, autoencoder, check_codebook, preview
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ def build(config: VqGanConfig, info: Info) -> Autoencoder:
 def objective(module: nn.Module, config: VqGanConfig, info: Info) -> Judged:
     """Reconstruction, commitment, perceptual distance and the critic's opinion of `module`."""
     assert isinstance(module, Autoencoder)
+    check_codebook(config)
     return judged(Quantised(module, config.recon), config, info)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..codecs.autoencoder import Autoencoder
 from ..codecs.vq import UPDATES, VectorQuantizer
-from ..config import arg
+from ..config import arg, check_read
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.coders import ConvDecoder, ConvEncoder
@@ -71,6 +71,15 @@ class VqVaeConfig(QuantisedConfig):
     """Settings of `genkit train vqvae`."""
 
 
+def check_codebook(config: QuantisedConfig) -> None:
+    """Refuse a decay of running means where the codebook has none.
+
+    Raises:
+        InputError: naming the option and what would read it.
+    """
+    check_read(config, {"codebook_decay": (config.codebook == "ema", "--codebook ema")})
+
+
 def default_latent(info: Info) -> str:
     """The code's shape for images of `info`, as `--latent` writes it."""
     _, height, width = info.shape
@@ -108,8 +117,13 @@ def build(config: VqVaeConfig, info: Info) -> Autoencoder:
 
 
 def objective(module: nn.Module, config: VqVaeConfig, info: Info) -> Quantised:
-    """Reconstruction and commitment of `module`."""
+    """Reconstruction and commitment of `module`.
+
+    Raises:
+        InputError: an option is given that nothing reads.
+    """
     assert isinstance(module, Autoencoder)
+    check_codebook(config)
     return Quantised(module, config.recon)
 
 

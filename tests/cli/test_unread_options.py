@@ -24,6 +24,10 @@ UNREAD = [
     ("train ddpm --class-conditional --label-dropout 1", "--label-dropout 1 never shows a class"),
     ("invert digits -m runs/cond -n 1 --inner 3", "--inner 3 is read by --pivotal only"),
     ("invert digits -m runs/cond -n 1 --guidance 3", "--guidance 3 is read by --pivotal and --report only"),
+    (
+        "train vqvae --codebook loss --codebook-decay 0.5 -o n",
+        "--codebook-decay 0.5 is read by --codebook ema only",
+    ),
     ("sample ddim -m runs/ddpm --codec runs/vae -o x.png", "--codec runs/vae is for a model of latents"),
     ("sample ddim -m runs/ldm --codec runs/vae -o x.safetensors", "--codec runs/vae is for pictures"),
     ("sample prior -m runs/vae --codec runs/vae -o x.png", "--codec runs/vae is for a model of latents"),
