@@ -1,5 +1,7 @@
 """The objective of an adversarial autoencoder (Makhzani et al. 2016)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,64 +11,88 @@ from ..codecs.autoencoder import Autoencoder
 from ..codecs.priors import PriorBottleneck, place_in
 from ..data.source import Batch
 from ..train.objective import Loss, Noise, Objective, Phase
-from .adversarial import accuracy, critic_loss, frozen, generator_loss
+from .adversarial import accuracy, critic_loss, generator_loss
 from .reconstruction import bernoulli_nats, psnr
 
 PIXELS = ("mse", "bce")
 
 
-class Matching(Objective):
-    """Three phases: images come back; a critic learns to tell codes from the prior; the encoder misleads it.
+class Bounded(torch.autograd.Function):
+    """z (B, …) and a number -> z twice; backward, each code's second gradient is no longer than that number
+    times its first.
 
-    Each has an optimiser of its own, so that the size of one loss does not weigh against the other's.
+    While an image tells its code little yet, a critic would drive all codes to one point, and none comes back
+    from there: a decoder that knows only that point has no gradient for them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+        """Two of the same."""
+        ctx.bound = bound
+        return z.clone(), z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """Their sum, the second shortened."""
+        first, second = gradients
+        most, length = (g.flatten(1).norm(dim=1) for g in gradients)
+        share = (ctx.bound * most / length.clamp(min=1e-30)).clamp(max=1.0)
+        return first + share.view(-1, *[1] * (first.ndim - 1)) * second, None
+
+
+class Matching(Objective):
+    """Images come back; a critic learns to tell codes from the prior; the encoder misleads it.
+
+    Encoder and decoder minimise the reconstruction in nats an image + weight * softplus(-critic(z)), the
+    critic's opinion that a code is none of the prior's; the critic minimises its own loss on the same codes.
+    All is one pass: the encoder has one gradient and one pace, and `weight` says what the prior is worth.
 
     critic: (B, units + classes) -> (B, 1) scores of a code and, with classes, its label as a one-hot vector.
-    classes: each takes its part of the prior; 0 for none. encoder_lr: of the third phase, over --lr.
+    classes: each takes its part of the prior; 0 for none. bound: of the critic's pull; see `Bounded`.
     """
 
     model: Autoencoder
 
     def __init__(
-        self, model: Autoencoder, critic: nn.Module, recon: str, classes: int = 0, encoder_lr: float = 0.1
+        self,
+        model: Autoencoder,
+        critic: nn.Module,
+        recon: str,
+        classes: int = 0,
+        *,
+        weight: float,
+        bound: float,
     ) -> None:
         super().__init__()
         self.model, self.critic, self.recon = model, critic, recon
-        self.classes, self.encoder_lr = classes, encoder_lr
+        self.classes, self.weight, self.bound = classes, weight, bound
 
     def phases(self) -> list[Phase]:
-        """Reconstruction, the critic, the encoder against it."""
-        encoder = list(self.model.encoder.parameters())
-        return [
-            Phase("main", [p for p in self.model.parameters() if p.requires_grad]),
-            Phase("critic", list(self.critic.parameters()), lr_scale=self.encoder_lr),
-            Phase("encoder", encoder, lr_scale=self.encoder_lr),
-        ]
+        """One, of all parameters."""
+        return [Phase("main", [p for p in self.parameters() if p.requires_grad])]
 
     def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
-        """The loss of one phase; logs it, and how often the critic is right."""
-        if phase == "main":
-            return self._reconstruction(batch.x)
-        if phase == "critic":
-            with torch.no_grad():
-                z = self.model.encode(batch.x).z
-            drawn = self.prior(batch, noise)
-            scores = self.critic(torch.cat([self.told(drawn, batch), self.told(z, batch)])).float()
-            real, unreal = scores.chunk(2)
-            total = critic_loss(real, unreal, "nonsaturating")
-            return Loss(total, {"critic": total.detach(), "accuracy": accuracy(real, unreal).detach()})
-        with frozen(self.critic):
-            total = generator_loss(
-                self.critic(self.told(self.model.encode(batch.x).z, batch)).float(), "nonsaturating"
-            )
-        return Loss(total, {"encoder": total.detach()})
+        """The sum of the three; logs each, and how often the critic is right."""
+        to_image, to_critic = Bounded.apply(self.model.encode(batch.x).z, self.bound)
+        recon = self.nats(self.model.decode_raw(to_image), batch.x)
+        z, drawn = self.told(to_critic, batch), self.told(self.prior(batch, noise), batch)
+        misled = generator_loss(self.opinion(z).float(), "nonsaturating")
+        real, unreal = self.critic(torch.cat([drawn, z.detach()])).float().chunk(2)
+        critic = critic_loss(real, unreal, "nonsaturating")
+        logs = {"loss": recon, "encoder": misled, "critic": critic, "accuracy": accuracy(real, unreal)}
+        return Loss(recon + self.weight * misled + critic, {k: v.detach() for k, v in logs.items()})
 
-    def _reconstruction(self, x: Tensor) -> Loss:
-        _, raw = self.model(x)
+    def nats(self, raw: Tensor, x: Tensor) -> Tensor:
+        """0-dim: -log p(x | z) in nats, the mean over images; "mse": half the squared error, summed."""
         if self.recon == "bce":
-            total = bernoulli_nats(raw, x) / len(x)
-        else:
-            total = F.mse_loss(raw, x)
-        return Loss(total, {"loss": total.detach()})
+            return bernoulli_nats(raw, x) / len(x)
+        return 0.5 * F.mse_loss(raw, x, reduction="sum") / len(x)
+
+    def opinion(self, z: Tensor) -> Tensor:
+        """The critic's scores of z, with gradients for z but none for the critic."""
+        held = {name: p.detach() for name, p in self.critic.named_parameters()}
+        scores: Tensor = torch.func.functional_call(self.critic, held, (z,))
+        return scores
 
     def prior(self, batch: Batch, noise: Noise) -> Tensor:
         """(B, units) codes of the prior, of the parts of the batch's classes where these have some."""
@@ -92,5 +118,5 @@ class Matching(Objective):
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The reconstruction loss, and the PSNR in dB of images that went there and back."""
-        logs = self._reconstruction(batch.x).logs
-        return {**logs, "psnr": psnr(batch.x, self.model.decode(self.model.encode(batch.x).z)).mean()}
+        _, raw = self.model(batch.x)
+        return {"loss": self.nats(raw, batch.x), "psnr": psnr(batch.x, self.model.shown(raw)).mean()}

@@ -10,7 +10,8 @@ size: a 1x7x7 map, or 7x7 tokens of 512 codes. Where they differ:
   its decoder, whose networks see it as a map.
 - Its pixels lie in [0, 1], so that its decoders end with a sigmoid. Its VAE and Adversarial_AE get genkit's
   Bernoulli loss; its AE and VQVAE have the squared error only.
-- Adversarial_AE has genkit's critic for a discriminator, and a point for a code, as genkit's is.
+- Adversarial_AE has genkit's critic for a discriminator, and a point for a code, as genkit's is. Both weigh
+  its opinion by pythae's half a nat.
 - pythae has no VQGAN. VAEGAN stands in: coders of the same width and depth around a normal code of 49 units,
   and genkit's critic of patches, the scores of an image averaged. It compares images by the features before
   these.
@@ -28,6 +29,7 @@ from bench_networks import count
 MAP, CODES = "1x7x7", 512
 POINTS = ("ae", "vae", "aae")  # whose codes are that map
 SPEED = ("ae", "vae", "vqvae", "aae")
+PULL = 0.5  # of aae's critic: Adversarial_AE's default
 FAMILIES = (*SPEED, "vqgan")
 FOREVER = 10**7  # steps
 WARM, SKIP = 64, 16  # steps that measure genkit's speed before it trains by the clock, and the first of them
@@ -57,6 +59,8 @@ def job(family: str, args: argparse.Namespace, steps: int | None = None, start: 
     share = steps / entry.defaults["steps"] if steps else 1.0
     points, tokens = {"latent": MAP, "arch": args.arch}, {"codes": CODES, "codebook": args.codebook}
     config = entry.config(**points if family in POINTS else tokens)
+    if family == "aae":
+        config = replace(config, critic_weight=PULL)
     if family == "vqgan":
         config = replace(config, disc_start=round(config.disc_start * share) if start is None else start)
     optim = OptimConfig(

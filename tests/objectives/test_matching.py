@@ -1,15 +1,17 @@
-"""The adversarial autoencoder: its priors, what its critic is told, its three phases."""
+"""The adversarial autoencoder: its priors, what its critic is told, who learns from what."""
 
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 
 from genkit.codecs.priors import OUTWARD, PRIORS, RADIUS, SIDEWAYS, SIZE, PriorBottleneck
 from genkit.data.source import Batch, Info
 from genkit.models import aae
 from genkit.models.prior import draw_prior, own_codes
+from genkit.objectives.matching import Bounded
 from genkit.train.objective import Noise
 
 DIGITS = Info("digits", "images", (1, 8, 8), 100, classes=tuple("0123456789"))
@@ -68,14 +70,34 @@ def batch(n=6):
     return Batch(torch.rand(n, 1, 8, 8, generator=g) * 2 - 1, torch.arange(n) % 10)
 
 
-def test_each_phase_reaches_its_own_parameters_only():
-    """Oracle: parameters with a gradient are those of the phase."""
-    game = objective()
-    for phase in game.phases():
+def test_each_side_learns_from_its_own_loss_only():
+    """Oracle: with no weight on the critic's opinion, coders have the gradient of the reconstruction alone;
+    with any, the critic has that of telling prior from codes, and its scores of codes reach the encoder."""
+    x, noise = batch(), Noise(0, torch.arange(6))
+
+    def gradients(game, total):
         game.zero_grad(set_to_none=True)
-        game.loss(phase.name, batch(), Noise(0, torch.arange(6))).total.backward()
-        moved = {id(p) for p in game.parameters() if p.grad is not None}
-        assert moved == {id(p) for p in phase.parameters}
+        total.backward()
+        return {name: p.grad for name, p in game.named_parameters() if p.grad is not None}
+
+    plain, game = objective(critic_weight=0.0), objective(critic_weight=3.0, critic_bound=1e9)
+    torch.testing.assert_close(
+        {k: g for k, g in gradients(plain, plain.loss("main", x, noise).total).items() if "model" in k},
+        gradients(plain, plain.nats(plain.model(x.x)[1], x.x)),
+    )
+    found = gradients(game, game.loss("main", x, noise).total)
+    with torch.no_grad():
+        real, z = game.prior(x, noise), game.model.encode(x.x).z.flatten(1)
+    critic = F.softplus(-game.critic(real)).mean() + F.softplus(game.critic(z)).mean()
+    expected = gradients(game, critic)
+    assert expected.keys() == {k for k in found if k.startswith("critic.")}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient)
+    misled = F.softplus(-game.critic(game.model.encode(x.x).z.flatten(1))).mean()
+    expected = gradients(game, game.nats(game.model(x.x)[1], x.x) + 3.0 * misled)
+    for name, gradient in expected.items():
+        if name.startswith("model."):
+            torch.testing.assert_close(found[name], gradient)
 
 
 def test_a_class_takes_its_part_of_the_prior_and_is_told():
@@ -91,16 +113,32 @@ def test_a_class_takes_its_part_of_the_prior_and_is_told():
 
 
 def test_codes_take_the_shape_of_the_prior():
-    """Oracle: codes that begin far too small come near the prior's standard deviation of 1."""
-    game = objective(prior="gaussian", latent="2", arch="mlp", critic_lr=1.0)
-    x = batch(64).x
-    optimizers = {
-        p.name: torch.optim.Adam(p.parameters, lr=4e-3, betas=(0.5, 0.999)) for p in game.phases()[1:]
-    }
+    """Oracle: codes that begin far too small come near the prior's standard deviation of 1 and its mean."""
+    x = load_digits().images[:1000, None]
+    x = torch.from_numpy(x).float() / 8 - 1
+    torch.manual_seed(0)
+    config = aae.AaeConfig(latent="2", arch="mlp", critic_weight=30.0, critic_bound=0.5)
+    game = aae.objective(aae.build(config, DIGITS), config, DIGITS)
+    (phase,) = game.phases()
+    optimizer = torch.optim.Adam(phase.parameters, lr=2e-3, betas=(0.5, 0.999))
     assert game.model.encode(x).z.std() < 0.25
-    for step in range(150):
-        for name, optimizer in optimizers.items():
-            game.zero_grad(set_to_none=True)
-            game.loss(name, Batch(x), Noise(0, torch.arange(64) + 64 * step)).total.backward()
-            optimizer.step()
-    assert 0.5 < game.model.encode(x).z.std(dim=0).mean() < 1.5
+    for step in range(300):
+        rows = (torch.arange(64) * 13 + 7 * step) % 1000
+        game.zero_grad(set_to_none=True)
+        game.loss("main", Batch(x[rows]), Noise(0, torch.arange(64) + 64 * step)).total.backward()
+        optimizer.step()
+    std, mean = torch.std_mean(game.model.encode(x).z.flatten(1), dim=0)
+    assert std.min() > 0.5
+    assert std.max() < 1.5
+    assert mean.norm() < 0.5
+
+
+def test_a_critic_pulls_a_code_no_further_than_its_bound():
+    """Oracle: gradients by hand; the second as it is where it is short, cut to the bound where it is long."""
+    z = torch.zeros(3, 2, requires_grad=True)
+    first, second = Bounded.apply(z, 0.5)
+    pull = torch.tensor([[0.0, 1.0], [0.0, 9.0], [4.0, 3.0]])
+    (
+        first @ torch.tensor([3.0, 0.0]) * torch.tensor([1.0, 1.0, 0.0]) + (second * pull).sum(dim=1)
+    ).sum().backward()
+    torch.testing.assert_close(z.grad, torch.tensor([[3.0, 1.0], [3.0, 1.5], [0.0, 0.0]]))
