@@ -41,6 +41,15 @@ class Judgeable(Objective):
         """What the loss of `batch` is made of."""
         raise NotImplementedError
 
+    def compared(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """How close images come back by the mean of their codes; 0-dim, the mean over the batch."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The loss's numbers, and how close images come back."""
+        return {**self.parts(batch, noise).added().logs, **self.compared(batch, noise)}
+
 
 class Judged(Objective):
     """The loss of `inner` + a perceptual distance + the opinion of a critic, which is trained beside it.
@@ -156,11 +165,8 @@ class Judged(Objective):
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The numbers of `inner`, and the perceptual distance where there is one, as part of `loss` too."""
-        logs = self.inner.evaluate(batch, noise)
-        if self.perceptual is None:
-            return logs
         parts = self.inner.parts(batch, noise)
-        return {**logs, **_summed(parts, self.distance(parts)).logs}
+        return {**_summed(parts, self.distance(parts)).logs, **self.inner.compared(batch, noise)}
 
     @torch.no_grad()
     def stepped(self) -> None:

@@ -54,12 +54,9 @@ class Quantised(Judgeable):
         """The loss; logs its terms, perplexity and live codes."""
         return self.parts(batch, noise).added()
 
-    @torch.no_grad()
-    def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """The loss's numbers, and the PSNR in dB of images that went there and back."""
-        logs = self.loss("main", batch, noise).logs
-        logs["psnr"] = psnr(batch.x, self.model.decode(self.model.encode(batch.x).z)).mean()
-        return logs
+    def compared(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The PSNR in dB of images that went there and back."""
+        return {"psnr": psnr(batch.x, self.model.decode(self.model.encode(batch.x).z)).mean()}
 
     @torch.no_grad()
     def stepped(self) -> None:

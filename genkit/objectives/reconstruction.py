@@ -135,14 +135,12 @@ class Reconstruction(Judgeable):
         """The loss with one posterior sample an image; logs its terms and the bottleneck's own numbers."""
         return self.parts(batch, noise).added()
 
-    @torch.no_grad()
-    def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """The loss's numbers at the full beta, and the PSNR in dB of images that went there and back by the
-        mean of their codes, and of the corrupted ones where the model restores."""
-        logs = self.loss("main", batch, noise).logs
+    def compared(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """The PSNR in dB of images that went there and back by the mean of their codes, and of the corrupted
+        ones where the model restores."""
         x = self.clean(batch.x, noise)
         seen = self.corrupt(x, noise) if self.corrupt else x
-        logs["psnr"] = psnr(x, self.model.decode(self.model.encode(seen).z)).mean()
+        logs = {"psnr": psnr(x, self.model.decode(self.model.encode(seen).z)).mean()}
         if self.corrupt:
             logs["psnr_corrupted"] = psnr(x, seen).mean()
         return logs
