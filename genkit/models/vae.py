@@ -28,7 +28,7 @@ OPTIM: dict[str, Any] = {
     "lr": 2e-3,
     "batch_size": 128,
     "warmup": 500,
-    "decay": "linear",
+    "decay": "wsd",
     "ema": 0.02,
     "steps": 9400,
 }

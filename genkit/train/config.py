@@ -21,8 +21,9 @@ class OptimConfig:
     warmup: int = arg(0, "Steps over which the learning rate rises from 0.", min=0, panel=_OPTIM)
     decay: str = arg(
         "none",
-        "Course of the learning rate after warm-up, to 0.",
-        choices=("none", "linear", "cosine"),
+        "Fall of the learning rate to 0 after warm-up; wsd (warm-up, stable, decay; Hu et al. 2024): linear "
+        "over the last fifth.",
+        choices=("none", "linear", "cosine", "wsd"),
         panel=_OPTIM,
     )
     beta1: float = arg(0.9, "AdamW's decay of the gradient's mean.", min=0.0, max=0.9999, panel=_OPTIM)

@@ -194,6 +194,9 @@ def test_learning_rate_by_hand():
     assert learning_rate(optim, 55, 100) == pytest.approx(0.5)
     cosine = OptimConfig(steps=100, lr=2.0, decay="cosine")
     assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
+    wsd = OptimConfig(steps=100, lr=1.0, warmup=10, decay="wsd")
+    assert [learning_rate(wsd, step, 100) for step in (10, 55, 81)] == [1.0] * 3
+    assert learning_rate(wsd, 91, 100) == pytest.approx(0.5)
 
 
 def test_length():
