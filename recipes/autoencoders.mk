@@ -1,5 +1,6 @@
 # Five autoencoders of 49 numbers or 49 tokens of 512 codes an image: what comes back, in dB and to a
-# classifier's eye (reconstruction FID). Ends with OUT/table.csv and a picture of each, OUT/MODEL/grid.png.
+# classifier's eye (reconstruction FID); and two of 32 codes, which must leave something out: there a critic tells.
+# Ends with OUT/table.csv and a picture of each, OUT/MODEL/grid.png.
 # Usage: make -f recipes/autoencoders.mk                       MNIST, 1,500 steps each
 #        make -f recipes/autoencoders.mk DATA=digits SIZE=16 NUMBERS=1x4x4 TOKENS=16x4x4 STEPS=500 DIR=small
 DIR ?= autoencoders
@@ -12,11 +13,14 @@ STEPS ?= 1500
 START ?= 500
 CLF ?= $(DIR)/runs/clf
 GENKIT ?= genkit
-# the judges' weights, if others than the defaults
-JUDGE ?=
+# the judges' weights, as far as others than the defaults
+JUDGE ?= --perceptual-weight 0.3
+FEW ?= 32
 R := $(DIR)/runs
 O := $(DIR)/out
-MODELS := ae vae aae vqvae vqgan
+MODELS := ae vae aae vqvae vqgan vqvae-few vqgan-few
+CODES := 512
+CODES-few := $(FEW)
 IMAGES := --data $(DATA) --size $(SIZE)
 # another's classifier is taken as it is
 READY := $(if $(filter $(R)/clf,$(CLF)),$(R)/clf/done,$(CLF)/model.safetensors)
@@ -40,11 +44,11 @@ $(CLF)/model.safetensors:
 	@echo "no classifier at $(CLF); train one: genkit train classifier $(IMAGES) -o $(CLF)" >&2; exit 2
 $(R)/ae/done $(R)/vae/done $(R)/aae/done: $(R)/%/done:
 	$(GENKIT) train $* $(IMAGES) --latent $(NUMBERS) --steps $(STEPS) --warmup 100 -o $(@D) && touch $@
-$(R)/vqvae/done:
-	$(GENKIT) train vqvae $(IMAGES) --latent $(TOKENS) --blocks 0 --steps $(STEPS) -o $(@D) && touch $@
+$(R)/vqvae/done $(R)/vqvae-few/done: $(R)/%/done:
+	$(GENKIT) train vqvae $(IMAGES) --latent $(TOKENS) --codes $(CODES$(*:vqvae%=%)) --blocks 0 --steps $(STEPS) -o $(@D) && touch $@
 # the classifier's eye is what the VQGAN is trained to please, too: compare by another one to be strict
-$(R)/vqgan/done: $(READY)
-	$(GENKIT) train vqgan $(IMAGES) --latent $(TOKENS) --blocks 0 $(JUDGE) --disc-start $(START) --perceptual $(CLF) --steps $(STEPS) -o $(@D) && touch $@
+$(R)/vqgan/done $(R)/vqgan-few/done: $(R)/%/done: $(READY)
+	$(GENKIT) train vqgan $(IMAGES) --latent $(TOKENS) --codes $(CODES$(*:vqgan%=%)) --blocks 0 $(JUDGE) --disc-start $(START) --perceptual $(CLF) --steps $(STEPS) -o $(@D) && touch $@
 
 # a run folder holds a checkpoint long before training ends: `done` is made when it has
 .DELETE_ON_ERROR:

@@ -30,7 +30,7 @@ def test_settings_are_options(path):
     assert set(settings) <= {*model, *optim, "data", "size"}
 
 
-AUTOENCODERS = ("SIZE=8", "NUMBERS=1x2x2", "TOKENS=4x2x2", "START=1")
+AUTOENCODERS = ("SIZE=8", "FEW=8", "NUMBERS=1x2x2", "TOKENS=4x2x2", "START=1")
 PRIORS = ("SIZE=8", "GAN_STEPS=2", "N=16", "K=2", "LATENT=4")
 DENOISE = ("SIZE=8", "LATENT=2x4x4")
 
@@ -93,8 +93,8 @@ def lines_of(work, name, *settings):
         (
             "autoencoders.mk",
             AUTOENCODERS,
-            {"train": 5, "reconstruct": 5, "eval-fid": 5},
-            "t/out/vqgan/grid.png",
+            {"train": 7, "reconstruct": 7, "eval-fid": 7},
+            "t/out/vqgan-few/grid.png",
         ),
         (
             "priors.mk",
@@ -102,6 +102,7 @@ def lines_of(work, name, *settings):
             {"train": 4, "fit-prior": 2, "sample": 5, "eval-fid": 5},
             "t/out/ae-gmm/grid.png",
         ),
+        ("aae-priors.mk", (), {"train": 3, "encode": 3, "plot": 1, "sample": 3}, "t/latents.png"),
         ("denoise.mk", DENOISE, {"train": 3, "reconstruct": 3}, "t/out/mask.png"),
     ],
 )
