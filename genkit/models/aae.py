@@ -20,7 +20,7 @@ from .prior import Parts, draw_prior
 from .vae import OPTIM, NetworkConfig, check_network, latent_shape
 
 _NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
-# the critic's weight is this over the units of a code; FID of the prior's images by weight (1,500 steps, MNIST)
+# the critic's weight is this over the units. FID of the prior's images by weight (1,500 steps of MNIST):
 # 8 units 1.29 (1), 0.89 (3), 1.27 (10); 16 units 1.7 (1, 3), 3.4 (30); 49 units 9.6 (1), 9.3 (3, 1 dB less)
 WEIGHT = 48.0
 # an image loses so much by two units that only force gives them a prior's shape
