@@ -22,9 +22,9 @@ SIGNS = {
     "critic": Sign(
         # a classifier logs an accuracy as well, and may well be right
         lambda logs: "critic" in logs and logs.get("accuracy", 0.0) > 0.95,
-        "the critic is right more than 95 times in 100, so it has little left to teach; try a larger --r1, a "
-        "lower --critic-lr, or --spectral-norm; for vqgan and vae a later --disc-start, a lower "
-        "--disc-width; for aae a larger --critic-weight",
+        "the critic is right more than 95 times in 100, so it has little left to teach; for gan try a "
+        "larger --r1, a lower --critic-lr or --spectral-norm, for vqgan and vae a later --disc-start or "
+        "--spectral-norm, for aae a smaller --latent",
     ),
     "codebook": Sign(
         lambda logs: logs.get("live", 1.0) < 0.5,

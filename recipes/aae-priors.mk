@@ -5,7 +5,7 @@
 DIR ?= aae-priors
 DATA ?= mnist
 TEST ?= $(DATA):test
-STEPS ?= 3000
+STEPS ?= 2000
 GENKIT ?= genkit
 R := $(DIR)/runs
 NAMES := gaussian mixture swiss-roll

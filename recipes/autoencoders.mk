@@ -1,8 +1,8 @@
 # Five autoencoders of 49 numbers or 49 tokens of 512 codes an image: what comes back, in dB and to a
-# classifier's eye (reconstruction FID); and two of 32 codes, which must leave something out: there a critic tells.
-# Ends with OUT/table.csv and a picture of each, OUT/MODEL/grid.png.
+# classifier's eye (reconstruction FID); and two more of FEW codes, which must leave something out:
+# there a critic makes a difference. Ends with DIR/out/table.csv and a picture of each, DIR/out/MODEL/grid.png.
 # Usage: make -f recipes/autoencoders.mk                       MNIST, 1,500 steps each
-#        make -f recipes/autoencoders.mk DATA=digits SIZE=16 NUMBERS=1x4x4 TOKENS=16x4x4 STEPS=500 DIR=small
+#        make -f recipes/autoencoders.mk DATA=digits SIZE=16 NUMBERS=1x4x4 TOKENS=16x4x4 STEPS=500 START=150 DIR=small
 DIR ?= autoencoders
 DATA ?= mnist
 TEST ?= $(DATA):test
@@ -13,7 +13,7 @@ STEPS ?= 1500
 START ?= 500
 CLF ?= $(DIR)/runs/clf
 GENKIT ?= genkit
-# the judges' weights, as far as others than the defaults
+# the judges' weights, where not the defaults
 JUDGE ?= --perceptual-weight 0.3
 FEW ?= 32
 R := $(DIR)/runs

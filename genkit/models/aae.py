@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..codecs.autoencoder import Autoencoder
 from ..codecs.priors import PRIORS, PriorBottleneck
-from ..config import arg
+from ..config import arg, check_read
 from ..data.source import Batch, Info
 from ..errors import InputError
 from ..nn.adversarial import VectorCritic
@@ -20,10 +20,12 @@ from .prior import Parts, draw_prior
 from .vae import OPTIM, NetworkConfig, check_network, latent_shape
 
 _NETWORK, _LOSS, _CRITIC = "Network", "Loss", "Critic"
-# the critic's weight is this over the units. FID of the prior's images by weight (1,500 steps of MNIST):
-# 8 units 1.29 (1), 0.89 (3), 1.27 (10); 16 units 1.7 (1, 3), 3.4 (30); 49 units 9.6 (1), 9.3 (3, 1 dB less)
+# The critic's weight is this over the units, after the FID of the prior's images by weight (1,500 steps of
+# MNIST): 8 units 1.29 (1), 0.89 (3), 1.27 (10); 16 units 1.73 (1), 1.71 (3), 3.4 (30); 49 units 9.6 (1),
+# 9.3 (3, and 1 dB less).
 WEIGHT = 48.0
-# an image loses so much by two units that only force gives them a prior's shape
+# At 0.5, codes of small images stay apart that fell into one point at 2 and more. With 2 units the gradient
+# of an image never ends, and a mixture of ten takes shape only if the critic may outweigh it.
 BOUND, BOUND_IN_PLANE = 0.5, 2.0
 
 
@@ -51,7 +53,8 @@ class AaeConfig(NetworkConfig):
     critic_width: int = arg(256, "Hidden units of the critic of codes.", min=2, panel=_CRITIC)
     critic_weight: float | None = arg(
         None,
-        "Weight of the critic's opinion over the image's nats; default: 48 over the units of the code.",
+        "Weight of the critic's opinion over the image's nats, as far as --critic-bound lets it count; "
+        "default: 48 over the units of the code.",
         min=0.0,
         panel=_CRITIC,
     )
@@ -92,6 +95,7 @@ def objective(module: nn.Module, config: AaeConfig, info: Info) -> Matching:
     """
     assert isinstance(module, Autoencoder)
     check_network(config, vector=module.latent_shape[1:] == (1, 1))
+    check_read(config, {"critic_bound": (config.critic_weight != 0, "a critic with a weight")})
     classes = len(info.classes) if config.class_conditional else 0
     if config.class_conditional:
         _check_classes(config.prior, info)

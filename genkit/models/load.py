@@ -59,6 +59,8 @@ def _in_todays_words(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a model, also those that an earlier version wrote otherwise."""
     if isinstance(config.get("binarise"), bool):  # there was one way to do it
         config = {**config, "binarise": "threshold" if config["binarise"] else "none"}
+    if "prior" in config:  # the critic of an aae had a pace of its own
+        config = {k: v for k, v in config.items() if k != "critic_lr"}
     if "arch" in config:  # there was no such layer
         config = {"dense": 0, **config}
     return config

@@ -41,14 +41,16 @@ class Judgeable(Objective):
         """What the loss of `batch` is made of."""
         raise NotImplementedError
 
-    def compared(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
-        """How close images come back by the mean of their codes; 0-dim, the mean over the batch."""
+    def compared(self, parts: Parts, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """How close the images of `parts`, which came of the other two, come back by the mean of their codes;
+        0-dim, the mean over the batch."""
         raise NotImplementedError
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The loss's numbers, and how close images come back."""
-        return {**self.parts(batch, noise).added().logs, **self.compared(batch, noise)}
+        parts = self.parts(batch, noise)
+        return {**parts.added().logs, **self.compared(parts, batch, noise)}
 
 
 class Judged(Objective):
@@ -166,7 +168,7 @@ class Judged(Objective):
     def evaluate(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The numbers of `inner`, and the perceptual distance where there is one, as part of `loss` too."""
         parts = self.inner.parts(batch, noise)
-        return {**_summed(parts, self.distance(parts)).logs, **self.inner.compared(batch, noise)}
+        return {**_summed(parts, self.distance(parts)).logs, **self.inner.compared(parts, batch, noise)}
 
     @torch.no_grad()
     def stepped(self) -> None:

@@ -18,8 +18,8 @@ PIXELS = ("mse", "bce")
 
 
 class Bounded(torch.autograd.Function):
-    """z (B, …) and a number -> z twice; backward, each code's second gradient is no longer than that number
-    times its first.
+    """z (B, …) and a bound -> z for the image and z for the critic; backward, a code's gradient from the
+    critic is cut to `bound` times the length of that from its image.
 
     While an image tells its code little yet, a critic would drive all codes to one point, and none comes back
     from there: a decoder that knows only that point has no gradient for them.
@@ -27,25 +27,26 @@ class Bounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-        """Two of the same."""
+        """z for the image, z for the critic."""
         ctx.bound = bound
         return z.clone(), z.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Their sum, the second shortened."""
-        first, second = gradients
-        most, length = (g.flatten(1).norm(dim=1) for g in gradients)
-        share = (ctx.bound * most / length.clamp(min=1e-30)).clamp(max=1.0)
-        return first + share.view(-1, *[1] * (first.ndim - 1)) * second, None
+        """The sum of both, the critic's cut."""
+        of_image, of_critic = (g.flatten(1) for g in gradients)
+        most, length = ctx.bound * of_image.norm(dim=1, keepdim=True), of_critic.norm(dim=1, keepdim=True)
+        share = (most / length.clamp(min=torch.finfo(length.dtype).tiny)).clamp(max=1.0)
+        return (of_image + share * of_critic).view_as(gradients[0]), None
 
 
 class Matching(Objective):
     """Images come back; a critic learns to tell codes from the prior; the encoder misleads it.
 
-    Encoder and decoder minimise the reconstruction in nats an image + weight * softplus(-critic(z)), the
-    critic's opinion that a code is none of the prior's; the critic minimises its own loss on the same codes.
-    All is one pass: the encoder has one gradient and one pace, and `weight` says what the prior is worth.
+    The decoder minimises the reconstruction in nats an image, the critic its own loss. The encoder follows
+    the gradients of the reconstruction + weight * softplus(-critic(z)), the critic's opinion that a code is
+    none of the prior's; but the critic's pull of a code is bounded by that of its image, and where the bound
+    holds, which is often, it counts instead of the weight. Makhzani et al. take turns, an optimiser each.
 
     critic: (B, units + classes) -> (B, 1) scores of a code and, with classes, its label as a one-hot vector.
     classes: each takes its part of the prior; 0 for none. bound: of the critic's pull; see `Bounded`.

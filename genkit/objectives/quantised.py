@@ -54,9 +54,9 @@ class Quantised(Judgeable):
         """The loss; logs its terms, perplexity and live codes."""
         return self.parts(batch, noise).added()
 
-    def compared(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def compared(self, parts: Parts, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The PSNR in dB of images that went there and back."""
-        return {"psnr": psnr(batch.x, self.model.decode(self.model.encode(batch.x).z)).mean()}
+        return {"psnr": psnr(parts.x, self.model.shown(parts.raw)).mean()}
 
     @torch.no_grad()
     def stepped(self) -> None:

@@ -117,8 +117,8 @@ class Reconstruction(Judgeable):
         """Images that went there and back, one posterior sample each, in nats an image."""
         model, x = self.model, self.clean(batch.x, noise)
         seen = self.corrupt(x, noise) if self.corrupt else x
-        random = getattr(model.bottleneck, "random", True)
-        code, raw = model(seen, noise=noise.normal(rng.POSTERIOR, model.latent_shape) if random else None)
+        drawn = noise.normal(rng.POSTERIOR, model.latent_shape) if self.random else None
+        code, raw = model(seen, noise=drawn)
         recon = self.nats(raw, x) / len(x)
         penalty = code.penalty.mean()
         paid = self.paid(code) if self.free_bits > 0 else penalty
@@ -131,16 +131,22 @@ class Reconstruction(Judgeable):
             logs["beta"] = weight
         return Parts(x, raw, self.recon_weight * recon, weight * paid, logs, x[0].numel())
 
+    @property
+    def random(self) -> bool:
+        """Whether codes are drawn, so that an image comes back otherwise each time."""
+        return getattr(self.model.bottleneck, "random", True)
+
     def loss(self, phase: str, batch: Batch, noise: Noise) -> Loss:
         """The loss with one posterior sample an image; logs its terms and the bottleneck's own numbers."""
         return self.parts(batch, noise).added()
 
-    def compared(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+    def compared(self, parts: Parts, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """The PSNR in dB of images that went there and back by the mean of their codes, and of the corrupted
         ones where the model restores."""
-        x = self.clean(batch.x, noise)
+        x, model = parts.x, self.model
         seen = self.corrupt(x, noise) if self.corrupt else x
-        logs = {"psnr": psnr(x, self.model.decode(self.model.encode(seen).z)).mean()}
+        back = model.decode(model.encode(seen).z) if self.random else model.shown(parts.raw)
+        logs = {"psnr": psnr(x, back).mean()}
         if self.corrupt:
             logs["psnr_corrupted"] = psnr(x, seen).mean()
         return logs

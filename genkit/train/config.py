@@ -21,8 +21,8 @@ class OptimConfig:
     warmup: int = arg(0, "Steps over which the learning rate rises from 0.", min=0, panel=_OPTIM)
     decay: str = arg(
         "none",
-        "Fall of the learning rate to 0 after warm-up; wsd (warm-up, stable, decay; Hu et al. 2024): linear "
-        "over the last fifth.",
+        "Fall of the learning rate to 0 after warm-up; wsd (warm-up, stable, decay; after Hu et al. 2024): "
+        "linear over the last fifth.",
         choices=("none", "linear", "cosine", "wsd"),
         panel=_OPTIM,
     )

@@ -23,7 +23,7 @@ from .objective import Bank, Noise, Objective
 from .order import Order, positions
 from .state import MODEL, Optimizers, cut_log, load_state, save_state
 
-COOLDOWN = 0.2  # last share of the steps, over which "wsd" falls: as good as a cosine (Hägele et al. 2024)
+COOLDOWN = 0.2  # last share of the steps after warm-up, over which "wsd" falls
 AHEAD = 32  # micro-batches whose noise is drawn together where it is small
 
 

@@ -11,7 +11,7 @@ size: a 1x7x7 map, or 7x7 tokens of 512 codes. Where they differ:
 - Its pixels lie in [0, 1], so that its decoders end with a sigmoid. Its VAE and Adversarial_AE get genkit's
   Bernoulli loss; its AE and VQVAE have the squared error only.
 - Adversarial_AE has genkit's critic for a discriminator, and a point for a code, as genkit's is. Both weigh
-  its opinion by pythae's half a nat.
+  its opinion by pythae's half a nat; genkit bounds it, too.
 - pythae has no VQGAN. VAEGAN stands in: coders of the same width and depth around a normal code of 49 units,
   and genkit's critic of patches, the scores of an image averaged. It compares images by the features before
   these.
@@ -46,6 +46,8 @@ class Job(NamedTuple):
 
 def job(family: str, args: argparse.Namespace, steps: int | None = None, start: int | None = None) -> Job:
     """genkit's model of a family and its training, with the family's own learning rate, decay and average.
+
+    aae's critic has pythae's weight.
 
     steps: the length, to which the default warm-up and the first step of vqgan's critic are scaled; None:
     endless. start: first step of that critic, if another.

@@ -19,6 +19,10 @@ UNREAD = [
     ("train ddpm --multipliers , --width 8", "multipliers must name one level"),
     ("sweep heun digits -m runs/ddpm --features runs/clf --over churn-min=0,3", "--churn-min 3 is read by"),
     ("train aae --latent 4x4x4 --dense 20", "--dense 20 is read by a convolutional network"),
+    (
+        "train aae --critic-weight 0 --critic-bound 3",
+        "--critic-bound 3 is read by a critic with",
+    ),
     ("train gan --gp-weight 3", "--gp-weight 3 is read by --gan-loss wgan-gp only"),
     ("train hvae --latents 8 --hidden 20", "--hidden 20 is read by a hierarchy of two levels"),
     ("train ddpm --class-conditional --label-dropout 1", "--label-dropout 1 never shows a class"),

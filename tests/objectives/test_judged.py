@@ -18,7 +18,7 @@ from genkit.objectives.adversarial import generator_loss
 from genkit.objectives.judged import Judged, last_weight
 from genkit.objectives.perceptual import Perceptual, by_classifier, by_lpips, difference
 from genkit.objectives.quantised import Quantised
-from genkit.objectives.reconstruction import Reconstruction
+from genkit.objectives.reconstruction import Reconstruction, psnr
 from genkit.train.objective import Noise
 
 
@@ -54,6 +54,21 @@ def test_terms_add_up():
     by_hand = (raw - x).square().mean() + code.penalty.mean() + 0.5 * seen_apart(raw, x).mean()
     assert loss.total.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert loss.logs["commitment"] > 0
+
+
+def test_a_held_out_batch_goes_through_once():
+    """Oracle: the encoder's calls; PSNR is that of `decode`, the distance that of the model's outputs."""
+    net, x, calls = model(), images(), []
+    objective = Judged(Quantised(net, "mse"), perceptual=seen_apart, perceptual_weight=0.5)
+    objective.loss("main", Batch(x), noise())
+    objective.stepped()  # the codebook has its start
+    objective.eval()
+    with net.encoder.register_forward_hook(lambda *of: calls.append(of)):
+        found = objective.evaluate(Batch(x), noise())
+    assert len(calls) == 1
+    back = net.decode(net.encode(x).z)
+    torch.testing.assert_close(found["psnr"], psnr(x, back).mean())
+    torch.testing.assert_close(found["perceptual"], seen_apart(net(x)[1], x).mean())
 
 
 def gaussian_vae():

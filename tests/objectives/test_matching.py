@@ -8,10 +8,14 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from genkit.codecs.priors import OUTWARD, PRIORS, RADIUS, SIDEWAYS, SIZE, PriorBottleneck
+from genkit.config import to_dict
 from genkit.data.source import Batch, Info
+from genkit.io.checkpoint import save_checkpoint
 from genkit.models import aae
+from genkit.models.load import load_model
 from genkit.models.prior import draw_prior, own_codes
 from genkit.objectives.matching import Bounded
+from genkit.objectives.reconstruction import image_nats, psnr
 from genkit.train.objective import Noise
 
 DIGITS = Info("digits", "images", (1, 8, 8), 100, classes=tuple("0123456789"))
@@ -100,6 +104,32 @@ def test_each_side_learns_from_its_own_loss_only():
             torch.testing.assert_close(found[name], gradient)
 
 
+@pytest.mark.parametrize("recon", ["bce", "mse"])
+def test_reconstruction_is_in_nats_of_an_image(recon):
+    """Oracle: `image_nats`, without the constant of a normal of sigma 1; PSNR of what `decode` gives."""
+    game, x = objective(recon=recon), batch()
+    found = game.evaluate(x, Noise(0, torch.arange(6)))
+    constant = 32 * math.log(2 * math.pi) if recon == "mse" else 0.0
+    code, raw = game.model(x.x)
+    torch.testing.assert_close(found["loss"], image_nats(recon, raw, x.x, None).mean() - constant)
+    torch.testing.assert_close(found["psnr"], psnr(x.x, game.model.decode(code.z)).mean())
+
+
+def test_weight_and_bound_by_the_units():
+    """Oracle: 48 over the units; a bound of its own in the plane; what is asked for wins."""
+    games = (objective(), objective(latent="2"), objective(critic_weight=7.0, critic_bound=3.0))
+    assert [(game.weight, game.bound) for game in games] == [(6.0, 0.5), (24.0, 2.0), (7.0, 3.0)]
+
+
+def test_an_earlier_checkpoint_loads(tmp_path):
+    """Oracle: one that names the pace its critic had gives the same weights."""
+    config = aae.AaeConfig(width=8)
+    module, path = aae.build(config, DIGITS), tmp_path / "model.safetensors"
+    old = {"model": {**to_dict(config), "critic_lr": 0.2}}
+    save_checkpoint(path, module.state_dict(), model="aae", config=old, data=DIGITS._asdict(), step=1)
+    torch.testing.assert_close(load_model(path).module.state_dict(), module.state_dict())
+
+
 def test_a_class_takes_its_part_of_the_prior_and_is_told():
     """Oracle: the nearest of the ten means is the label's, but for 4-sigma draws; the one-hot vector."""
     game = objective(prior="mixture", class_conditional=True)
@@ -137,8 +167,7 @@ def test_a_critic_pulls_a_code_no_further_than_its_bound():
     """Oracle: gradients by hand; the second as it is where it is short, cut to the bound where it is long."""
     z = torch.zeros(3, 2, requires_grad=True)
     first, second = Bounded.apply(z, 0.5)
-    pull = torch.tensor([[0.0, 1.0], [0.0, 9.0], [4.0, 3.0]])
-    (
-        first @ torch.tensor([3.0, 0.0]) * torch.tensor([1.0, 1.0, 0.0]) + (second * pull).sum(dim=1)
-    ).sum().backward()
+    of_image = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 0.0]])
+    of_critic = torch.tensor([[0.0, 1.0], [0.0, 9.0], [4.0, 3.0]])
+    torch.autograd.backward([first, second], [of_image, of_critic])
     torch.testing.assert_close(z.grad, torch.tensor([[3.0, 1.0], [3.0, 1.5], [0.0, 0.0]]))

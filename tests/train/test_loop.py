@@ -197,6 +197,7 @@ def test_learning_rate_by_hand():
     wsd = OptimConfig(steps=100, lr=1.0, warmup=10, decay="wsd")
     assert [learning_rate(wsd, step, 100) for step in (10, 55, 81)] == [1.0] * 3
     assert learning_rate(wsd, 91, 100) == pytest.approx(0.5)
+    assert learning_rate(wsd, 99, 100) == pytest.approx(1 / 90 / 0.2)
 
 
 def test_length():
