@@ -37,6 +37,15 @@ def gaussian_nats(mean: Tensor, x: Tensor, log_sigma: Tensor) -> Tensor:
     return 0.5 * square * torch.exp(-2.0 * log_sigma) + x.numel() * constant
 
 
+def summed_nats(recon: str, raw: Tensor, x: Tensor) -> Tensor:
+    """0-dim -log p(x | z) summed over the batch, in nats, for a model's raw output, both (B, C, H, W).
+
+    recon "bce": Bernoulli on brightness; "mse": half the squared error of pixels in [-1, 1], as a normal of
+    sigma 1 has it, without the constant.
+    """
+    return bernoulli_nats(raw, x) if recon == "bce" else 0.5 * F.mse_loss(raw, x, reduction="sum")
+
+
 def image_nats(recon: str, raw: Tensor, x: Tensor, log_sigma: Tensor | None) -> Tensor:
     """(B,) -log p(x | z) of each image in nats, constants included, for a model's raw output.
 
@@ -174,8 +183,6 @@ class Reconstruction(Judgeable):
 
     def nats(self, raw: Tensor, x: Tensor) -> Tensor:
         """-log p(x | z) summed over the batch, for the model's raw output."""
-        if self.recon == "bce":
-            return bernoulli_nats(raw, x)
-        if self.recon == "mse":
-            return 0.5 * F.mse_loss(raw, x, reduction="sum")
-        return gaussian_nats(raw, x, self.model.log_sigma)
+        if self.recon == "gaussian":
+            return gaussian_nats(raw, x, self.model.log_sigma)
+        return summed_nats(self.recon, raw, x)
