@@ -4,11 +4,19 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope="session")
+def native(tmp_path_factory):
+    """Where the compiled kernels lie: the compiler takes a second, once for all tests."""
+    return tmp_path_factory.mktemp("native")
+
+
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
+def home(tmp_path_factory, monkeypatch, native):
     """The cache folder of the test."""
-    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "native").symlink_to(native)
+    monkeypatch.setenv("GENKIT_CACHE", str(cache))
+    return cache
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch_fidelity
 
-from .. import dist
+from .. import cache, dist
 from ..data.source import ImageSource, Info
 from ..errors import InputError, RunError
 from ..io.checkpoint import versions
@@ -32,13 +31,12 @@ def cache_path(info: Info, extractor: Extractor, n: int) -> Path:
     SHA covers the data, the weights, which images are measured and the versions of the code in between: there
     is nothing to go stale.
     """
-    root = Path(os.environ.get("GENKIT_CACHE") or Path.home() / ".cache" / "genkit")
     code = {**versions(), "torch-fidelity": torch_fidelity.__version__}
     chosen = n if n == info.count else [n, "spread"]  # the first n, once
     key = json.dumps(
         [info.fingerprint, info.shape, extractor.identity, extractor.note, chosen, code], sort_keys=True
     )
-    return root / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    return cache.folder() / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
 
 def statistics_of(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from .. import cache
 from ..errors import InputError, RunError
 from ..io.atomic import atomic, write_bytes
 
@@ -40,8 +41,8 @@ def open_repository(source: str, say: Say) -> Repository:
         raise InputError(f"{source} is a file; give the folder that holds its config.json")
     if not _ID.fullmatch(source):
         raise InputError(f"{source} is no folder, and no model of the hub, which is written ORG/NAME")
-    root = Path(os.environ.get("GENKIT_CACHE") or Path.home() / ".cache" / "genkit")
-    return Repository(source, lambda name: _from_hub(source, name, root / "hub" / source / name, say))
+    kept = cache.folder() / "hub" / source
+    return Repository(source, lambda name: _from_hub(source, name, kept / name, say))
 
 
 def _from_hub(model: str, name: str, path: Path, say: Say) -> Path | None:

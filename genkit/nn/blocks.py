@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
 from .norm import group_norm, norm_silu
+from .winograd import Conv3x3
 
 Norm = Callable[[int], nn.Module]  # channels -> the normalisation of maps of so many channels
 
@@ -59,12 +60,12 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift, self.skip_scale = scale_shift, skip_scale
         self.norm1 = norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Conv3x3(channels_in, channels_out)
         told = channels_out * (2 if scale_shift else 1)
         self.embed = nn.Linear(embedding, told) if embedding is not None else None
         self.norm2 = norm(channels_out)
         self.dropout = Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         same = channels_in == channels_out
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
@@ -147,23 +148,8 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return F.conv_transpose2d(x, _doubling(self.conv.weight), self.conv.bias, stride=2, padding=1)
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-def _doubling(weight: Tensor) -> Tensor:
-    """(C_in, C_out, 4, 4) kernel of the transposed convolution of stride 2 that repeats pixels, then applies
-    the 3x3 `weight` (C_out, C_in, 3, 3).
-
-    Of the nine pixels below a 3x3 kernel only four differ, so the taps that read the same one are summed
-    first: 4/9 of the multiplications.
-    """
-    taps = F.pad(weight, (1, 1, 1, 1))
-    taps = taps[..., 1:] + taps[..., :-1]
-    taps = taps[..., 1:, :] + taps[..., :-1, :]
-    return taps.flip(2, 3).transpose(0, 1)
+        return self.conv(x, doubled=True)

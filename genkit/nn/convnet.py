@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .blocks import group_norm, sinusoid, zero
 from .norm import norm_silu
+from .winograd import Conv3x3
 
 
 class Residual(nn.Module):
@@ -18,10 +19,10 @@ class Residual(nn.Module):
     def __init__(self, channels: int, embedding: int = 0) -> None:
         super().__init__()
         self.norm1 = group_norm(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, channels)
         self.embed = nn.Linear(embedding, channels) if embedding else None
         self.norm2 = group_norm(channels)
-        self.conv2 = zero(nn.Conv2d(channels, channels, 3, padding=1))
+        self.conv2 = zero(Conv3x3(channels, channels))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W), embedding: (B, E) where the block was built for one -> (B, C, H, W)."""

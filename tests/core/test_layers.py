@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[2]
 BASE = {"errors"}
 ALLOWED = {
     "errors": set(),
+    "cache": set(),
+    "native": {"cache"},
     "config": set(),
     "noise": set(),
     "dist": set(),
@@ -16,13 +18,13 @@ ALLOWED = {
     "registry": {"data", "train"},  # for type checking only
     "diffusion": {"noise", "dist"},
     "codecs": {"noise", "dist"},
-    "nn": {"noise"},
+    "nn": {"noise", "native"},
     "data": {"config", "noise", "io"},
     "io": {"config", "dist"},
     "train": {"config", "dist", "noise", "io", "data", "machine", "nn"},
     "objectives": {"diffusion", "codecs", "train", "noise", "data", "dist"},
     "plots": set(),
-    "evaluate": {"data", "io", "models", "dist", "noise", "config", "diffusion"},
+    "evaluate": {"cache", "data", "io", "models", "dist", "noise", "config", "diffusion"},
 }
 ALLOWED["models"] = set(ALLOWED) | {"models"}
 ALLOWED["interop"] = set(ALLOWED["models"])

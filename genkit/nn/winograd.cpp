@@ -1,0 +1,353 @@
+// 3x3 convolutions of stride 1 over channels-last maps, padded by one pixel, after Lavin & Gray 2016 ("Fast
+// Algorithms for Convolutional Neural Networks"): F(4x4, 3x3). Each tile of 4x4 outputs takes 36
+// multiplications a pair of channels, where the sum itself takes 144.
+//
+// A block of tiles goes through all three parts (input transform, 36 matrix products, output transform) on one
+// core, so that what lies between them never leaves its L2 cache. What a tile gives does not depend on the
+// block it is in. Channels in and out are multiples of 16; the interface is in winograd.py.
+
+#include <algorithm>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr int ROWS = REGISTERS == 32 ? 8 : 6;  // of a product, whose sums and factors stay in registers
+constexpr int IN = 6, OUT = 4, POINTS = IN * IN;
+constexpr int64_t PANEL = 2 * LANES;  // output channels whose weights lie together
+
+// B^T d, G g and A^T m of the paper, on vectors of channels.
+void input(const Vec* d, Vec* r) {
+    Vec even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1], even2 = d[4] - d[2], odd2 = 2 * (d[3] - d[1]);
+    r[0] = 4 * d[0] - 5 * d[2] + d[4];
+    r[1] = even + odd;
+    r[2] = even - odd;
+    r[3] = even2 + odd2;
+    r[4] = even2 - odd2;
+    r[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+void kernel(const Vec* g, Vec* r) {
+    Vec ends = g[0] + g[2], ends4 = g[0] + 4 * g[2];
+    r[0] = g[0] / 4;
+    r[1] = -(ends + g[1]) / 6;
+    r[2] = -(ends - g[1]) / 6;
+    r[3] = (ends4 + 2 * g[1]) / 24;
+    r[4] = (ends4 - 2 * g[1]) / 24;
+    r[5] = g[2];
+}
+
+void output(const Vec* m, Vec* r) {
+    Vec sum = m[1] + m[2], difference = m[1] - m[2], sum2 = m[3] + m[4], difference2 = m[3] - m[4];
+    r[0] = m[0] + sum + sum2;
+    r[1] = difference + 2 * difference2;
+    r[2] = sum + 4 * sum2;
+    r[3] = difference + 8 * difference2 + m[5];
+}
+
+// A d and G^T u: what the gradients of output and kernel take.
+void output_back(const Vec* d, Vec* r) {
+    Vec even = d[0] + d[2], odd = d[1] + d[3], even2 = d[0] + 4 * d[2], odd2 = 2 * d[1] + 8 * d[3];
+    r[0] = d[0];
+    r[1] = even + odd;
+    r[2] = even - odd;
+    r[3] = even2 + odd2;
+    r[4] = even2 - odd2;
+    r[5] = d[3];
+}
+
+void kernel_back(const Vec* u, Vec* r) {
+    Vec sum = u[1] + u[2], difference = u[2] - u[1], sum2 = u[3] + u[4], difference2 = u[3] - u[4];
+    r[0] = u[0] / 4 - sum / 6 + sum2 / 24;
+    r[1] = difference / 6 + difference2 / 12;
+    r[2] = u[5] - sum / 6 + sum2 / 6;
+}
+
+// R rows of a (R, C) times V vectors of columns of the panel u (C, V * LANES).
+template <int R, int V>
+void multiply(const float* a, int64_t row, const float* u, int64_t channels, float* m, int64_t out) {
+    Vec sums[R][V];
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) sums[i][j] = Vec{};
+    for (int64_t c = 0; c < channels; c++) {
+        Vec b[V];
+        for (int j = 0; j < V; j++) b[j] = load(u + (c * V + j) * LANES);
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) sums[i][j] += a[i * row + c] * b[j];
+    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) store(m + i * out + j * LANES, sums[i][j]);
+}
+
+template <int V>
+void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_t channels, float* m, int64_t out) {
+    int64_t i = 0;
+    for (; i + ROWS <= n; i += ROWS) multiply<ROWS, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i + 2 <= n; i += 2) multiply<2, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i < n; i++) multiply<1, V>(a + i * row, row, u, channels, m + i * out, out);
+}
+
+// Adds to R rows of u (R, V * LANES) the product of the transposed a (n, R) and the columns b (n, V * LANES).
+template <int R, int V>
+void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, int64_t n, float* u, int64_t row_u) {
+    Vec sums[R][V];
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) sums[i][j] = load(u + i * row_u + j * LANES);
+    for (int64_t t = 0; t < n; t++) {
+        Vec v[V];
+        for (int j = 0; j < V; j++) v[j] = load(b + t * row_b + j * LANES);
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) sums[i][j] += a[t * row_a + i] * v[j];
+    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) store(u + i * row_u + j * LANES, sums[i][j]);
+}
+
+template <int V>
+void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b, int64_t n, float* u,
+                  int64_t row_u) {
+    int64_t i = 0;
+    for (; i + ROWS <= rows; i += ROWS) add_product<ROWS, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+    for (; i + 2 <= rows; i += 2) add_product<2, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+}
+
+// Height and width are those of the result. With `doubled`, the input is half as large, and every pixel of it
+// stands for 2x2.
+struct Maps {
+    int64_t images, height, width, in, out;
+    int doubled;
+    int64_t down() const { return (height + OUT - 1) / OUT; }
+    int64_t across() const { return (width + OUT - 1) / OUT; }
+    int64_t tiles() const { return images * down() * across(); }
+};
+
+struct Tile {
+    int64_t image, top, left;
+    Tile(const Maps& s, int64_t i)
+        : image(i / (s.down() * s.across())), top(i / s.across() % s.down() * OUT), left(i % s.across() * OUT) {}
+};
+
+// Whether a transformed input is 0 at this point: where pixels are equal by twos, the third row and column are.
+bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || point % IN == 2); }
+
+// Between two points of a transformed block: a whole number of pages would put all 36 in the same cache sets.
+int64_t padded(int64_t channels) { return channels + 16; }
+
+void transform_input(const Maps& s, Tile tile, const float* x, const float* zeros, float* v, int64_t point) {
+    const float* from[IN][IN];
+    for (int i = 0; i < IN; i++)
+        for (int j = 0; j < IN; j++) {
+            int64_t y = tile.top + i - 1, z = tile.left + j - 1;
+            bool inside = y >= 0 && y < s.height && z >= 0 && z < s.width;
+            const int64_t row = (tile.image * s.height + y) >> s.doubled;
+            from[i][j] = inside ? x + (row * (s.width >> s.doubled) + (z >> s.doubled)) * s.in : zeros;
+        }
+    for (int64_t c = 0; c < s.in; c += LANES) {
+        Vec half[IN][IN];
+        for (int j = 0; j < IN; j++) {
+            Vec d[IN], r[IN];
+            for (int i = 0; i < IN; i++) d[i] = load(from[i][j] + c);
+            input(d, r);
+            for (int i = 0; i < IN; i++) half[i][j] = r[i];
+        }
+        for (int i = 0; i < IN; i++) {
+            Vec r[IN];
+            input(half[i], r);
+            for (int j = 0; j < IN; j++) store(v + (i * IN + j) * point + c, r[j]);
+        }
+    }
+}
+
+void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, const float* bias, float* y) {
+    int rows = std::min<int64_t>(OUT, s.height - tile.top), columns = std::min<int64_t>(OUT, s.width - tile.left);
+    float* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * s.out;
+    for (int64_t k = 0; k < s.out; k += LANES) {
+        Vec half[OUT][IN];
+        for (int j = 0; j < IN; j++) {
+            Vec d[IN], r[OUT];
+            for (int i = 0; i < IN; i++) d[i] = load(m + (i * IN + j) * point + k);
+            output(d, r);
+            for (int i = 0; i < OUT; i++) half[i][j] = r[i];
+        }
+        Vec add = bias ? load(bias + k) : Vec{};
+        for (int i = 0; i < rows; i++) {
+            Vec r[OUT];
+            output(half[i], r);
+            for (int j = 0; j < columns; j++) store(to + (i * s.width + j) * s.out + k, r[j] + add);
+        }
+    }
+}
+
+void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* zeros, float* z, int64_t point) {
+    const float* from[OUT][OUT];
+    for (int i = 0; i < OUT; i++)
+        for (int j = 0; j < OUT; j++) {
+            bool inside = tile.top + i < s.height && tile.left + j < s.width;
+            int64_t row = tile.image * s.height + tile.top + i;
+            from[i][j] = inside ? dy + (row * s.width + tile.left + j) * s.out : zeros;
+        }
+    for (int64_t k = 0; k < s.out; k += LANES) {
+        Vec half[IN][OUT];
+        for (int j = 0; j < OUT; j++) {
+            Vec d[OUT], r[IN];
+            for (int i = 0; i < OUT; i++) d[i] = load(from[i][j] + k);
+            output_back(d, r);
+            for (int i = 0; i < IN; i++) half[i][j] = r[i];
+        }
+        for (int i = 0; i < IN; i++) {
+            Vec r[IN];
+            output_back(half[i], r);
+            for (int j = 0; j < IN; j++) store(z + (i * IN + j) * point + k, r[j]);
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// u (36, C K floats) of the weights w, whose strides are given in floats: (K, C, 3, 3), or, with `back`, what
+// the gradient of x takes: (C, K, 3, 3) turned by half a circle.
+void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_t stride_y, int64_t stride_x,
+                      int64_t in, int64_t out, int back, float* u, int threads) {
+    if (back) std::swap(stride_k, stride_c);
+#pragma omp parallel for num_threads(threads)
+    for (int64_t k = 0; k < out; k += LANES) {
+        // panels are PANEL wide; what is left beside them, LANES
+        const bool paired = k / PANEL * PANEL + PANEL <= out;
+        const int64_t first = paired ? k / PANEL * PANEL : k, wide = paired ? PANEL : LANES;
+        for (int64_t c = 0; c < in; c++) {
+            float* to = u + first * in + c * wide + k - first;
+            Vec half[IN][3];
+            for (int j = 0; j < 3; j++) {
+                Vec g[3], r[IN];
+                for (int i = 0; i < 3; i++) {
+                    const float* from = w + c * stride_c + k * stride_k + (back ? 2 - i : i) * stride_y +
+                                        (back ? 2 - j : j) * stride_x;
+                    for (int lane = 0; lane < LANES; lane++) g[i][lane] = from[lane * stride_k];
+                }
+                kernel(g, r);
+                for (int i = 0; i < IN; i++) half[i][j] = r[i];
+            }
+            for (int i = 0; i < IN; i++) {
+                Vec r[IN];
+                kernel(half[i], r);
+                for (int j = 0; j < IN; j++) store(to + (i * IN + j) * in * out, r[j]);
+            }
+        }
+    }
+}
+
+// y (N, H, W, K) = x (N, H, W, C) * u + bias (K) or null, in blocks of `most` tiles; `doubled`: x (N, H / 2,
+// W / 2, C). 0, or 1: no memory.
+int winograd(const float* x, const float* u, const float* bias, float* y, int64_t images, int64_t height,
+             int64_t width, int64_t in, int64_t out, int doubled, int64_t most, int threads) {
+    const Maps s{images, height, width, in, out, doubled};
+    const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_m = padded(out);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch scratch;
+        const int64_t size_v = POINTS * most * row_v, size_m = POINTS * most * row_m;
+        float* zeros = scratch.of(in + size_v + size_m);
+        float *v = zeros + in, *m = v + size_v;
+        if (zeros) {
+            std::fill(zeros, zeros + in, 0.0f);
+            for (int p = 0; p < POINTS; p++)
+                if (empty(s, p)) std::fill(m + p * most * row_m, m + (p + 1) * most * row_m, 0.0f);
+        } else {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t b = 0; b < blocks; b++) {
+            if (!zeros) continue;
+            const int64_t first = b * most, n = std::min(most, s.tiles() - first);
+            for (int64_t t = 0; t < n; t++)
+                transform_input(s, Tile(s, first + t), x, zeros, v + t * row_v, most * row_v);
+            for (int p = 0; p < POINTS; p++) {
+                if (empty(s, p)) continue;
+                const float *a = v + p * most * row_v, *weights = u + p * in * out;
+                float* products = m + p * most * row_m;
+                int64_t k = 0;
+                for (; k + PANEL <= out; k += PANEL)
+                    multiply_all<2>(a, row_v, n, weights + k * in, in, products + k, row_m);
+                for (; k < out; k += LANES)
+                    multiply_all<1>(a, row_v, n, weights + k * in, in, products + k, row_m);
+            }
+            for (int64_t t = 0; t < n; t++)
+                transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, y);
+        }
+    }
+    return failed;
+}
+
+// dw, whose strides are given as for the weights, of x (N, H, W, C) and dy (N, H, W, K), in blocks of `most`
+// tiles. sums: scratch of threads * 36 C K floats; thread by thread, so that the result is always the same. 0, or
+// 1: no memory.
+int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t stride_k, int64_t stride_c,
+                          int64_t stride_y, int64_t stride_x, int64_t images, int64_t height, int64_t width,
+                          int64_t in, int64_t out, int doubled, float* sums, int64_t most, int threads) {
+    const Maps s{images, height, width, in, out, doubled};
+    const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_z = padded(out);
+    const int64_t size = POINTS * in * out;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch scratch;
+        const int64_t size_v = POINTS * most * row_v, size_z = POINTS * most * row_z, wide = std::max(in, out);
+        float* zeros = scratch.of(wide + size_v + size_z);
+        float *v = zeros + wide, *z = v + size_v;
+        if (zeros) std::fill(zeros, zeros + wide, 0.0f);
+        else {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static, 1)
+        for (int part = 0; part < threads; part++) {
+            float* u = sums + part * size;
+            std::fill(u, u + size, 0.0f);
+            for (int64_t b = blocks * part / threads; zeros && b < blocks * (part + 1) / threads; b++) {
+                const int64_t first = b * most, n = std::min(most, s.tiles() - first);
+                for (int64_t t = 0; t < n; t++) {
+                    const Tile tile(s, first + t);
+                    transform_input(s, tile, x, zeros, v + t * row_v, most * row_v);
+                    transform_gradient(s, tile, dy, zeros, z + t * row_z, most * row_z);
+                }
+                for (int p = 0; p < POINTS; p++) {
+                    if (empty(s, p)) continue;
+                    const float *a = v + p * most * row_v, *gradient = z + p * most * row_z;
+                    float* to = u + p * in * out;
+                    int64_t k = 0;
+                    for (; k + PANEL <= out; k += PANEL)
+                        add_products<2>(a, row_v, in, gradient + k, row_z, n, to + k, out);
+                    for (; k < out; k += LANES) add_products<1>(a, row_v, in, gradient + k, row_z, n, to + k, out);
+                }
+            }
+        }
+#pragma omp for
+        for (int64_t k = 0; k < out; k += LANES)
+            for (int64_t c = 0; c < in; c++) {
+                Vec half[3][IN];
+                for (int j = 0; j < IN; j++) {
+                    Vec u[IN], r[3];
+                    for (int i = 0; i < IN; i++) {
+                        const float* from = sums + ((i * IN + j) * in + c) * out + k;
+                        u[i] = load(from);
+                        for (int part = 1; part < threads; part++) u[i] += load(from + part * size);
+                    }
+                    kernel_back(u, r);
+                    for (int i = 0; i < 3; i++) half[i][j] = r[i];
+                }
+                for (int i = 0; i < 3; i++) {
+                    Vec r[3];
+                    kernel_back(half[i], r);
+                    for (int j = 0; j < 3; j++)
+                        for (int lane = 0; lane < LANES; lane++)
+                            dw[(k + lane) * stride_k + c * stride_c + i * stride_y + j * stride_x] = r[j][lane];
+                }
+            }
+    }
+    return failed;
+}
+}

@@ -1,0 +1,258 @@
+"""3x3 convolutions in few multiplications, against torch's."""
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genkit import native
+from genkit.nn import winograd
+from genkit.nn.winograd import Conv3x3
+
+# relative to the largest value: float32 has 2^-24 = 6e-8, the transforms lose some two or three digits of it
+CLOSE = 3e-5
+
+
+@pytest.fixture(autouse=True)
+def kernels():
+    if winograd._kernels() is None:
+        pytest.skip("no C++ compiler here: torch's convolution is used")
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """Call with a function: its result by torch's convolution alone."""
+
+    def without(call):
+        with monkeypatch.context() as m:
+            m.setattr(winograd, "_kernels", lambda: None)
+            return call()
+
+    return without
+
+
+def layer_and_maps(channels, out, n, height, width):
+    torch.manual_seed(channels + out + n + height + width)
+    layer = Conv3x3(channels, out).to(memory_format=torch.channels_last)
+    x = torch.randn(n, channels, height, width).to(memory_format=torch.channels_last)
+    return layer, x
+
+
+def assert_near(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= CLOSE * expected.abs().max()
+
+
+# whole tiles, torn ones at both edges, single pixels, panels of both widths, few and many tiles, two threads
+@pytest.mark.parametrize(
+    "channels, out, n, height, width, threads",
+    [
+        (16, 16, 3, 8, 8, 1),
+        (32, 48, 5, 7, 13, 1),
+        (48, 32, 12, 1, 1, 1),
+        (16, 80, 4, 5, 29, 2),
+        (128, 64, 1, 32, 32, 2),
+        (512, 512, 3, 8, 8, 1),
+    ],
+)
+def test_equals_the_sum_in_double_precision(channels, out, n, height, width, threads, monkeypatch):
+    layer, x = layer_and_maps(channels, out, n, height, width)
+    torch.set_num_threads(threads)
+    expected = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
+    ran = spy(monkeypatch)
+    with torch.no_grad():
+        found = layer(x)
+    assert ran == ["forward"]
+    assert found.dtype == torch.float32
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_near(found.double(), expected)
+
+
+def spy(monkeypatch):
+    """The list to which every convolution by the kernels is added."""
+    ran, run = [], winograd._run
+    monkeypatch.setattr(winograd, "_run", lambda *args: (ran.append("forward"), run(*args))[1])
+    return ran
+
+
+@pytest.mark.parametrize("height, width", [(4, 4), (7, 3)])
+def test_doubled_is_the_convolution_of_repeated_pixels(height, width, monkeypatch):
+    layer, x = layer_and_maps(32, 48, 6, height, width)
+    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3).double()
+    ran = spy(monkeypatch)
+    with torch.no_grad():
+        found = layer(x, doubled=True)
+    assert ran == ["forward"]
+    assert_near(found.double(), F.conv2d(repeated, layer.weight.double(), layer.bias.double(), padding=1))
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("sums", ["a part a thread", "one part"])
+@pytest.mark.parametrize("x_too", [True, False])
+def test_gradients_are_torchs(direct, x_too, sums, doubled, monkeypatch):
+    torch.set_num_threads(2)
+    if sums == "one part":
+        monkeypatch.setattr(winograd, "_SUMS", 1)
+    layer, x = layer_and_maps(32, 48, 6, 9, 14)
+    x.requires_grad_(x_too)
+    wanted = [layer.weight, layer.bias, *([x] if x_too else [])]
+    slope = torch.randn(6, 48, *((18, 28) if doubled else (9, 14)))
+
+    def gradients():
+        return torch.autograd.grad((layer(x, doubled) * slope).sum(), wanted)
+
+    for found, expected in zip(gradients(), direct(gradients), strict=True):
+        assert_near(found, expected)
+
+
+def test_gradients_are_the_same_every_time():
+    torch.set_num_threads(2)
+    layer, x = layer_and_maps(32, 32, 16, 12, 12)
+    first, second = (torch.autograd.grad(layer(x).square().sum(), layer.weight)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_gradient_of_an_expanded_gradient(direct):
+    layer, x = layer_and_maps(16, 16, 4, 8, 8)
+    x.requires_grad_()
+
+    def gradient():
+        return torch.autograd.grad(layer(x).sum(), x)[0]  # the gradient of a sum is one number, expanded
+
+    assert_near(gradient(), direct(gradient))
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_gradients_of_a_gradient_are_torchs(direct, doubled):
+    layer, x = layer_and_maps(16, 32, 4, 8, 8)
+    x.requires_grad_()
+
+    def penalty_gradient():
+        (g,) = torch.autograd.grad(layer(x, doubled).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), [x, layer.weight])
+
+    for found, expected in zip(penalty_gradient(), direct(penalty_gradient), strict=True):
+        assert_near(found, expected)
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    layer, x = layer_and_maps(32, 32, 24, 12, 12)
+    with torch.no_grad():
+        whole = layer(x)
+        parts = [layer(part) for part in x.split([2, 5, 17])]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_kept_weights_follow_the_parameters():
+    layer, x = layer_and_maps(16, 16, 4, 8, 8)
+    layer.requires_grad_(False)
+    layer(x)
+    assert layer._kept is not None
+    other = Conv3x3(16, 16).requires_grad_(False)
+
+    def assert_follows():
+        assert_near(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
+
+    layer.weight.mul_(2)  # in place, as an average of weights is put in
+    assert_follows()
+    layer.load_state_dict(other.state_dict())
+    assert_follows()
+    layer.load_state_dict({k: 3 * v for k, v in other.state_dict().items()}, assign=True)
+    assert_follows()
+    layer.weight.data = layer.weight.data + 1
+    assert_follows()
+
+
+def test_copies_and_pickles_leave_the_kept_weights_behind():
+    layer, x = layer_and_maps(16, 16, 4, 8, 8)
+    layer.requires_grad_(False)
+    expected = layer(x)
+    size = len(pickle.dumps(Conv3x3(16, 16)))
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other._kept is None
+        assert torch.equal(other(x), expected)
+    assert len(pickle.dumps(layer)) < 1.1 * size
+
+
+@pytest.mark.parametrize(
+    "case", ["few tiles", "odd channels", "layout", "double", "autocast", "large", "inference weights"]
+)
+def test_what_does_not_suit_goes_through_torch(case, monkeypatch):
+    layer, x = layer_and_maps(16, 16, 4, 8, 8)
+    ran = spy(monkeypatch)
+    with torch.no_grad(), torch.autocast("cpu", enabled=case == "autocast"):
+        if case == "few tiles":
+            x = x[:2]
+        elif case == "odd channels":
+            layer, x = layer_and_maps(24, 24, 4, 8, 8)
+        elif case == "layout":
+            x = x.contiguous()
+        elif case == "double":
+            layer, x = layer.double(), x.double()
+        elif case == "large":
+            layer, x = layer_and_maps(1024, 512, 3, 8, 8)
+        elif case == "inference weights":
+            with torch.inference_mode():
+                layer = Conv3x3(16, 16).requires_grad_(False)
+                assert_near(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
+            assert layer._kept is None  # whether they change cannot be seen
+            return
+        found = layer(x)
+        expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    assert ran == []
+    assert torch.equal(found, expected)
+
+
+def test_parameters_are_those_of_torchs_layer():
+    torch.manual_seed(0)
+    ours = Conv3x3(16, 32)
+    torch.manual_seed(0)
+    theirs = torch.nn.Conv2d(16, 32, 3, padding=1)
+    ours.load_state_dict(theirs.state_dict())  # the same names and shapes
+    torch.manual_seed(0)
+    for a, b in zip(Conv3x3(16, 32).parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_libraries_are_kept_until_something_changes(home, tmp_path):
+    folder = home / "own"
+    source = tmp_path / "add.cpp"
+    source.write_text('extern "C" int add(int a, int b) { return a + b; }')
+    code = (
+        "from pathlib import Path; from genkit.native import library; import sys;"
+        "print(library(Path(sys.argv[1])).add(2, 3))"
+    )
+
+    def run(**env):
+        env = {"GENKIT_CACHE": str(folder), "PATH": "/usr/bin:/bin", **env}
+        return subprocess.run(
+            [sys.executable, "-c", code, str(source)], capture_output=True, text=True, env=env
+        )
+
+    assert run().stdout == "5\n"
+    (kept,) = (folder / "native").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert run().stdout == "5\n"
+    assert kept.stat().st_mtime_ns == before
+    kept.write_bytes(b"damaged")
+    assert run().stdout == "5\n"
+    source.write_text(source.read_text().replace("+", "*"))
+    assert run().stdout == "6\n"
+
+
+@pytest.mark.parametrize("why", ["off", "no compiler", "fails", "no folder"])
+def test_without_a_library_there_is_none(why, monkeypatch, tmp_path):
+    source = tmp_path / "empty.cpp"
+    source.write_text("not C++" if why == "fails" else "")
+    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "own"))
+    if why == "off":
+        monkeypatch.setenv("GENKIT_NATIVE", "0")
+    elif why == "no compiler":
+        monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    elif why == "no folder":
+        (tmp_path / "own").write_text("a file")
+    assert native.library.__wrapped__(source) is None
