@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import norm_cpp
+
 _PART = 512 << 10  # bytes of a map that one core works on at a time: it and its result stay in the L2 cache
 _CANCELS = 1e-3  # share of the mean square below which the variance is summed again about the mean
 
@@ -191,6 +193,13 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
     weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[1:])
     assert weight is not None
     assert bias is not None
+    if norm_cpp.suits(rows, *inputs[1:]):
+        result, channel, mean, rstd, gain, offset = norm_cpp.forward(
+            rows, weight, bias, added, scale, shift, groups, eps, activate
+        )
+        return _map(result, inputs.x), _Found(
+            channel, mean[..., None], rstd[..., None], gain[:, None], offset[:, None]
+        )
     channel, mean, variance = _moments(rows, added, groups)
     rstd = (variance + eps).rsqrt_()
     gain = rstd * weight.view(groups, -1)
@@ -221,6 +230,11 @@ def _backward(
     """The gradient of x, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
+    if norm_cpp.suits(rows, grads, inputs.weight, inputs.added, inputs.scale):
+        dx, *sums = norm_cpp.backward(
+            rows, grads, inputs.weight, inputs.added, inputs.scale, found, groups, activate
+        )
+        return _map(dx, inputs.x), _Sums(*sums)
     # the SiLU's gradient waits in `result` for the sums; without a SiLU it is `grads` itself
     result = torch.empty_like(rows)
     inner = result if activate else grads
