@@ -78,8 +78,7 @@ class ResBlock(nn.Module):
             h = norm_silu(self.norm2, h, scale=scale, shift=shift)
         else:
             h = norm_silu(self.norm2, h, added=e)
-        h = self.conv2(self.dropout(h))
-        total = self.shortcut(x) + h
+        total = self.conv2(self.dropout(h), plus=self.shortcut(x))
         return total if self.skip_scale == 1 else total * self.skip_scale
 
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import group_norm
 from .convnet import Residual
+from .norm import Chain, group_norm
+from .winograd import Conv3x3
 
 Shape = tuple[int, int, int]
 
@@ -97,9 +98,9 @@ class ConvEncoder(nn.Module):
             units = widths[-1] * math.prod(_size(image, times))
             layers += [nn.Flatten(), *_linear(units, math.prod(code), dense), nn.Unflatten(1, code)]
         else:
-            layers += [nn.Conv2d(widths[-1], code[0], 3, padding=1)]
+            layers += [Conv3x3(widths[-1], code[0])]
         self.pad = _padding(image, times)
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, *image) -> (B, *code)."""
@@ -122,17 +123,17 @@ class ConvDecoder(nn.Module):
             start = (widths[-1], *_size(image, times))
             layers += [nn.Flatten(), *_linear(code[0], math.prod(start), dense), nn.Unflatten(1, start)]
         else:
-            layers += [nn.Conv2d(code[0], widths[-1], 3, padding=1)]
+            layers += [Conv3x3(code[0], widths[-1])]
         for i in range(times, 0, -1):
             layers += [Residual(widths[i]) for _ in range(blocks)]
             layers += [group_norm(widths[i]), nn.SiLU()]
             out = image[0] if i == 1 else widths[i - 1]
-            layers += [nn.Conv2d(widths[i], 4 * out, 3, padding=1), nn.PixelShuffle(2)]
+            layers += [Conv3x3(widths[i], 4 * out), nn.PixelShuffle(2)]
         if times == 0:
             layers += [Residual(width) for _ in range(blocks)]
-            layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, image[0], 3, padding=1)]
+            layers += [group_norm(width), nn.SiLU(), Conv3x3(width, image[0])]
         self.size = image[1:]
-        self.layers = nn.Sequential(*layers)
+        self.layers = Chain(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
         """z: (B, *code) -> (B, *image)."""

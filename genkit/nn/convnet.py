@@ -28,7 +28,7 @@ class Residual(nn.Module):
         """x: (B, C, H, W), embedding: (B, E) where the block was built for one -> (B, C, H, W)."""
         h = self.conv1(norm_silu(self.norm1, x))
         e = self.embed(embedding) if self.embed is not None else None
-        return x + self.conv2(norm_silu(self.norm2, h, added=e))
+        return self.conv2(norm_silu(self.norm2, h, added=e), plus=x)
 
 
 class ConvNet(nn.Module):

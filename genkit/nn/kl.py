@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .blocks import Attention, Downsample, Norm, ResBlock, Upsample
 from .norm import norm_silu
 from .unet import make_norm
+from .winograd import Conv3x3
 
 
 class Level(nn.Module):
@@ -73,7 +74,7 @@ class KlEncoder(nn.Module):
             self.down.append(Level(_blocks(blocks, a, b, norm), None if last else Downsample(b)))
         self.middle = Middle(channels[-1], norm, attention)
         self.norm_out = norm(channels[-1])
-        self.conv_out = nn.Conv2d(channels[-1], channels_out, 3, padding=1)
+        self.conv_out = Conv3x3(channels[-1], channels_out)
         self.quant = nn.Conv2d(channels_out, channels_out, 1) if quant else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class KlDecoder(nn.Module):
             last = i == len(rising) - 1
             self.up.append(Level(_blocks(blocks + 1, a, b, norm), None if last else Upsample(b)))
         self.norm_out = norm(rising[-1])
-        self.conv_out = nn.Conv2d(rising[-1], channels_out, 3, padding=1)
+        self.conv_out = Conv3x3(rising[-1], channels_out)
 
     def forward(self, z: Tensor) -> Tensor:
         """z: (B, channels_in, H, W) -> (B, channels_out, f H, f W), unbounded."""

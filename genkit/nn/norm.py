@@ -1,5 +1,6 @@
 """Group normalisation, with what the U-Net does around it (embedding, SiLU) in the same passes on a CPU."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,21 @@ def norm_silu(
     if isinstance(norm, GroupNorm):
         return normalise(norm, x, added, scale, shift, activate=True)
     return F.silu(_adapted(norm(_plus(x, added)), scale, shift))
+
+
+class Chain(nn.Sequential):
+    """`nn.Sequential`, in which a group norm and the SiLU after it are one step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the last layer gives, of x for the first."""
+        layers = iter(pairwise([*self, None]))
+        for layer, following in layers:
+            if isinstance(layer, GroupNorm) and isinstance(following, nn.SiLU):
+                x = norm_silu(layer, x)
+                next(layers)
+            elif layer is not None:
+                x = layer(x)
+        return x
 
 
 def normalise(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import Attention, Downsample, Norm, ResBlock, Upsample, sinusoid, zero
 from .norm import GroupNorm, group_norm, norm_silu
+from .winograd import Conv3x3
 
 
 class Details(NamedTuple):
@@ -221,7 +222,7 @@ class UNet(nn.Module):
         self.up = _way_up(channels, blocks, attention_up, block, attend, skips)
 
         self.norm_out = norm(channels[0])
-        self.conv_out = nn.Conv2d(channels[0], channels_out * patch**2, 3, padding=1)
+        self.conv_out = Conv3x3(channels[0], channels_out * patch**2)
         self._initialise()
 
     def _initialise(self) -> None:

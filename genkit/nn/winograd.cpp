@@ -12,9 +12,21 @@
 
 namespace {
 
-constexpr int ROWS = REGISTERS == 32 ? 8 : 6;  // of a product, whose sums and factors stay in registers
 constexpr int IN = 6, OUT = 4, POINTS = IN * IN;
-constexpr int64_t PANEL = 2 * LANES;  // output channels whose weights lie together
+// A product of R rows and V vectors of columns has its sums and factors in registers: these two are the shapes.
+constexpr int WIDE = REGISTERS == 32 ? 4 : 2, ROWS = 6, ROWS_NARROW = REGISTERS == 32 ? 12 : 6;
+constexpr int64_t PANEL = WIDE * LANES, PAIR = 2 * LANES;
+
+// Output channels whose weights lie together: PANEL of them, and of the last ones PAIR or LANES.
+struct Panel {
+    int64_t first, wide;
+    Panel(int64_t k, int64_t out) {
+        const int64_t whole = out / PANEL * PANEL, pairs = whole + (out - whole) / PAIR * PAIR;
+        wide = k < whole ? PANEL : k < pairs ? PAIR : LANES;
+        const int64_t begin = k < whole ? 0 : k < pairs ? whole : pairs;
+        first = begin + (k - begin) / wide * wide;
+    }
+};
 
 // B^T d, G g and A^T m of the paper, on vectors of channels.
 void input(const Vec* d, Vec* r) {
@@ -79,10 +91,11 @@ void multiply(const float* a, int64_t row, const float* u, int64_t channels, flo
         for (int j = 0; j < V; j++) store(m + i * out + j * LANES, sums[i][j]);
 }
 
-template <int V>
+template <int R, int V>
 void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_t channels, float* m, int64_t out) {
     int64_t i = 0;
-    for (; i + ROWS <= n; i += ROWS) multiply<ROWS, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i + R <= n; i += R) multiply<R, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i + 4 <= n; i += 4) multiply<4, V>(a + i * row, row, u, channels, m + i * out, out);
     for (; i + 2 <= n; i += 2) multiply<2, V>(a + i * row, row, u, channels, m + i * out, out);
     for (; i < n; i++) multiply<1, V>(a + i * row, row, u, channels, m + i * out, out);
 }
@@ -107,8 +120,8 @@ template <int V>
 void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b, int64_t n, float* u,
                   int64_t row_u) {
     int64_t i = 0;
-    for (; i + ROWS <= rows; i += ROWS) add_product<ROWS, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
-    for (; i + 2 <= rows; i += 2) add_product<2, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+    constexpr int R = REGISTERS == 32 ? 8 : 4;
+    for (; i + R <= rows; i += R) add_product<R, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
 }
 
 // Height and width are those of the result. With `doubled`, the input is half as large, and every pixel of it
@@ -158,10 +171,12 @@ void transform_input(const Maps& s, Tile tile, const float* x, const float* zero
     }
 }
 
-void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, const float* bias, float* y) {
+// The channels of a panel of the result; m has only them.
+void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, const float* bias,
+                      const float* plus, Panel panel, float* y) {
     int rows = std::min<int64_t>(OUT, s.height - tile.top), columns = std::min<int64_t>(OUT, s.width - tile.left);
-    float* to = y + ((tile.image * s.height + tile.top) * s.width + tile.left) * s.out;
-    for (int64_t k = 0; k < s.out; k += LANES) {
+    const int64_t begin = ((tile.image * s.height + tile.top) * s.width + tile.left) * s.out + panel.first;
+    for (int64_t k = 0; k < panel.wide; k += LANES) {
         Vec half[OUT][IN];
         for (int j = 0; j < IN; j++) {
             Vec d[IN], r[OUT];
@@ -169,11 +184,14 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
             output(d, r);
             for (int i = 0; i < OUT; i++) half[i][j] = r[i];
         }
-        Vec add = bias ? load(bias + k) : Vec{};
+        Vec add = bias ? load(bias + panel.first + k) : Vec{};
         for (int i = 0; i < rows; i++) {
             Vec r[OUT];
             output(half[i], r);
-            for (int j = 0; j < columns; j++) store(to + (i * s.width + j) * s.out + k, r[j] + add);
+            for (int j = 0; j < columns; j++) {
+                const int64_t at = begin + (i * s.width + j) * s.out + k;
+                store(y + at, plus ? r[j] + add + load(plus + at) : r[j] + add);
+            }
         }
     }
 }
@@ -206,25 +224,27 @@ void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* 
 
 extern "C" {
 
-// u (36, C K floats) of the weights w, whose strides are given in floats: (K, C, 3, 3), or, with `back`, what
-// the gradient of x takes: (C, K, 3, 3) turned by half a circle.
+// u (36 C K floats: panel by panel, point by point) of the weights w, whose strides are given in floats: (K, C, 3, 3), or, with `back`, what
+// the gradient of x takes: (C, K, 3, 3) turned by half a circle. real: the first channels of w's result, the
+// others, up to a multiple of 16, being 0.
 void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_t stride_y, int64_t stride_x,
-                      int64_t in, int64_t out, int back, float* u, int threads) {
+                      int64_t in, int64_t out, int64_t real, int back, float* u, int threads) {
     if (back) std::swap(stride_k, stride_c);
+    const int64_t real_in = back ? real : in, real_out = back ? out : real;
 #pragma omp parallel for num_threads(threads)
     for (int64_t k = 0; k < out; k += LANES) {
-        // panels are PANEL wide; what is left beside them, LANES
-        const bool paired = k / PANEL * PANEL + PANEL <= out;
-        const int64_t first = paired ? k / PANEL * PANEL : k, wide = paired ? PANEL : LANES;
+        const auto [first, wide] = Panel(k, out);
         for (int64_t c = 0; c < in; c++) {
-            float* to = u + first * in + c * wide + k - first;
+            float* to = u + POINTS * first * in + c * wide + k - first;
             Vec half[IN][3];
             for (int j = 0; j < 3; j++) {
                 Vec g[3], r[IN];
                 for (int i = 0; i < 3; i++) {
                     const float* from = w + c * stride_c + k * stride_k + (back ? 2 - i : i) * stride_y +
                                         (back ? 2 - j : j) * stride_x;
-                    for (int lane = 0; lane < LANES; lane++) g[i][lane] = from[lane * stride_k];
+                    const int64_t lanes = c < real_in ? std::min<int64_t>(LANES, real_out - k) : 0;
+                    g[i] = Vec{};
+                    for (int lane = 0; lane < lanes; lane++) g[i][lane] = from[lane * stride_k];
                 }
                 kernel(g, r);
                 for (int i = 0; i < IN; i++) half[i][j] = r[i];
@@ -232,18 +252,20 @@ void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_
             for (int i = 0; i < IN; i++) {
                 Vec r[IN];
                 kernel(half[i], r);
-                for (int j = 0; j < IN; j++) store(to + (i * IN + j) * in * out, r[j]);
+                for (int j = 0; j < IN; j++) store(to + (i * IN + j) * in * wide, r[j]);
             }
         }
     }
 }
 
-// y (N, H, W, K) = x (N, H, W, C) * u + bias (K) or null, in blocks of `most` tiles; `doubled`: x (N, H / 2,
-// W / 2, C). 0, or 1: no memory.
-int winograd(const float* x, const float* u, const float* bias, float* y, int64_t images, int64_t height,
-             int64_t width, int64_t in, int64_t out, int doubled, int64_t most, int threads) {
+// y (N, H, W, K) = x (N, H, W, C) * u + bias (K) + plus (N, H, W, K), the last two perhaps null, in blocks of
+// `most` tiles; `doubled`: x (N, H / 2, W / 2, C). The panels of a block are shared among `sharers` threads: few
+// tiles are done soon, and what takes time is reading the weights. 0, or 1: no memory.
+int winograd(const float* x, const float* u, const float* bias, const float* plus, float* y, int64_t images, int64_t height,
+             int64_t width, int64_t in, int64_t out, int doubled, int64_t most, int sharers, int threads) {
     const Maps s{images, height, width, in, out, doubled};
-    const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_m = padded(out);
+    const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_m = padded(PANEL);
+    const int64_t vectors = out / LANES;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -260,34 +282,43 @@ int winograd(const float* x, const float* u, const float* bias, float* y, int64_
             failed = 1;
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t b = 0; b < blocks; b++) {
+        for (int64_t item = 0; item < blocks * sharers; item++) {
             if (!zeros) continue;
-            const int64_t first = b * most, n = std::min(most, s.tiles() - first);
+            const int64_t first = item / sharers * most, n = std::min(most, s.tiles() - first);
             for (int64_t t = 0; t < n; t++)
                 transform_input(s, Tile(s, first + t), x, zeros, v + t * row_v, most * row_v);
-            for (int p = 0; p < POINTS; p++) {
-                if (empty(s, p)) continue;
-                const float *a = v + p * most * row_v, *weights = u + p * in * out;
-                float* products = m + p * most * row_m;
-                int64_t k = 0;
-                for (; k + PANEL <= out; k += PANEL)
-                    multiply_all<2>(a, row_v, n, weights + k * in, in, products + k, row_m);
-                for (; k < out; k += LANES)
-                    multiply_all<1>(a, row_v, n, weights + k * in, in, products + k, row_m);
+            // the panels that begin in this thread's share of the channels
+            const int64_t begin = vectors * (item % sharers) / sharers * LANES;
+            const int64_t end = vectors * (item % sharers + 1) / sharers * LANES;
+            for (int64_t k = 0; k < end;) {
+                const Panel panel(k, out);
+                if (k < begin) {
+                    k += panel.wide;
+                    continue;
+                }
+                const auto multiply = panel.wide == PANEL  ? multiply_all<ROWS, WIDE>
+                                      : panel.wide == PAIR ? multiply_all<ROWS_NARROW, 2>
+                                                           : multiply_all<ROWS_NARROW, 1>;
+                for (int p = 0; p < POINTS; p++)
+                    if (!empty(s, p))
+                        multiply(v + p * most * row_v, row_v, n, u + (POINTS * k + p * panel.wide) * in, in,
+                                 m + p * most * row_m, row_m);
+                for (int64_t t = 0; t < n; t++)
+                    transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, plus, panel, y);
+                k += panel.wide;
             }
-            for (int64_t t = 0; t < n; t++)
-                transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, y);
         }
     }
     return failed;
 }
 
-// dw, whose strides are given as for the weights, of x (N, H, W, C) and dy (N, H, W, K), in blocks of `most`
+// dw, whose strides are given as for the weights, for the first `real` channels, of x (N, H, W, C) and dy (N, H, W, K), in blocks of `most`
 // tiles. sums: scratch of threads * 36 C K floats; thread by thread, so that the result is always the same. 0, or
 // 1: no memory.
 int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t stride_k, int64_t stride_c,
                           int64_t stride_y, int64_t stride_x, int64_t images, int64_t height, int64_t width,
-                          int64_t in, int64_t out, int doubled, float* sums, int64_t most, int threads) {
+                          int64_t in, int64_t out, int64_t real, int doubled, float* sums, int64_t most,
+                          int threads) {
     const Maps s{images, height, width, in, out, doubled};
     const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_z = padded(out);
     const int64_t size = POINTS * in * out;
@@ -319,7 +350,7 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
                     const float *a = v + p * most * row_v, *gradient = z + p * most * row_z;
                     float* to = u + p * in * out;
                     int64_t k = 0;
-                    for (; k + PANEL <= out; k += PANEL)
+                    for (; k + PAIR <= out; k += PAIR)
                         add_products<2>(a, row_v, in, gradient + k, row_z, n, to + k, out);
                     for (; k < out; k += LANES) add_products<1>(a, row_v, in, gradient + k, row_z, n, to + k, out);
                 }
@@ -343,7 +374,7 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
                     Vec r[3];
                     kernel_back(half[i], r);
                     for (int j = 0; j < 3; j++)
-                        for (int lane = 0; lane < LANES; lane++)
+                        for (int lane = 0; lane < std::min<int64_t>(LANES, real - k); lane++)
                             dw[(k + lane) * stride_k + c * stride_c + i * stride_y + j * stride_x] = r[j][lane];
                 }
             }

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..native import library
 
-_STEP = 16  # channels, in and out, are a multiple of it
+_STEP = 16  # channels in are a multiple of it; channels out are filled up with zeros
 _LARGEST = 1 << 18  # channels in times channels out: their transformed weights take 38 MB
 _FEWEST = 12  # tiles, which pay the reading of the weights
-_BLOCK = 24  # tiles of a block at most: its transformed maps fit the L2 cache
+_BLOCK = 36  # tiles of a block at most: its transformed maps fit the L2 cache
 _SUMS = 1 << 26  # floats that all threads' sums of the gradient of the weights may take
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -32,17 +32,18 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels_in, channels_out, 3, padding=1)
         self._kept: _Kept | None = None
 
-    def forward(self, x: Tensor, doubled: bool = False) -> Tensor:
+    def forward(self, x: Tensor, plus: Tensor | None = None, doubled: bool = False) -> Tensor:
         """x: (B, channels_in, H, W) -> (B, channels_out, H, W).
 
-        doubled: of x with every pixel repeated 2x2: (B, channels_out, 2 H, 2 W).
+        plus: a map of the result's shape, added to it. doubled: the convolution of x with every pixel twice
+        in both directions, (B, channels_out, 2 H, 2 W).
         """
         if not self.suits(x, doubled):
-            return _plain(x, self.weight, self.bias, doubled)
-        tensors = (x, self.weight, self.bias)
+            return _plain(x, self.weight, self.bias, plus, doubled)
+        tensors = (x, self.weight, self.bias, plus)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
             return _Convolve.apply(*tensors, doubled)
-        return _convolve(x, self._transformed(), self.bias, doubled)
+        return _convolve(x, self._transformed(), self.bias, plus, self.out_channels, doubled)
 
     def suits(self, x: Tensor, doubled: bool = False) -> bool:
         """Whether `forward` takes fewer multiplications than torch's convolution."""
@@ -53,8 +54,7 @@ class Conv3x3(nn.Conv2d):
             and x.dtype == self.weight.dtype == torch.float32
             and not torch.is_autocast_enabled("cpu")
             and channels % _STEP == 0
-            and out % _STEP == 0
-            and channels * out <= _LARGEST
+            and channels * _filled(out) <= _LARGEST
             and x.ndim == 4
             and x.shape[1] == channels
             and x.is_contiguous(memory_format=torch.channels_last)
@@ -86,34 +86,41 @@ class _Convolve(torch.autograd.Function):
     """The convolution with its gradients; gradients of the gradient go through torch's own operations."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, doubled: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.doubled = doubled
-        return _convolve(x, _transform(weight), bias, doubled)
+        return _convolve(x, _transform(weight), bias, plus, len(weight), doubled)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *_differentiable(x, weight, bias, ctx.doubled, gradient, ctx.needs_input_grad), None
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
         dx = dw = db = None
+        dplus = gradient if ctx.needs_input_grad[3] else None
+        if torch.is_grad_enabled():
+            found = _differentiable(x, weight, bias, ctx.doubled, gradient, ctx.needs_input_grad)
+            return *found, dplus, None
+        if ctx.needs_input_grad[2]:
+            db = gradient.sum((0, 2, 3))
+        missing = _filled(len(weight)) - len(weight)
+        gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            dx = _convolve(gradient, _transform(weight, back=True), None)
+            dx = _convolve(gradient, _transform(weight, back=True), None, None, x.shape[1])
             dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
         if ctx.needs_input_grad[1]:
             dw = _weight_gradient(x, gradient, weight, ctx.doubled)
-        if ctx.needs_input_grad[2]:
-            db = gradient.sum((0, 2, 3))
-        return dx, dw, db, None
+        return dx, dw, db, dplus, None
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, doubled: bool) -> Tensor:
-    if doubled:
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return F.conv_transpose2d(x, _doubling(weight), bias, stride=2, padding=1)
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-    return F.conv2d(x, weight, bias, padding=1)
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool) -> Tensor:
+    if doubled and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        y = F.conv_transpose2d(x, _doubling(weight), bias, stride=2, padding=1)
+    else:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if doubled else x
+        y = F.conv2d(x, weight, bias, padding=1)
+    return y if plus is None else plus + y
 
 
 def _doubling(weight: Tensor) -> Tensor:
@@ -133,7 +140,7 @@ def _differentiable(
     x: Tensor, weight: Tensor, bias: Tensor | None, doubled: bool, gradient: Tensor, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The gradients, as a graph of torch's own operations."""
-    result = _plain(x, weight, bias, doubled)
+    result = _plain(x, weight, bias, None, doubled)
     wanted = [t for t, wants in zip((x, weight, bias), needed) if wants and t is not None]
     found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
     return [next(found) if wants else None for wants in needed[:3]]
@@ -145,16 +152,15 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
-    size = [*[_LONG] * 5, _INT]  # images, height and width of the result, channels in and out; doubled
-    found.winograd_weights.argtypes = [_POINTER, *[_LONG] * 6, _INT, _POINTER, _INT]
-    found.winograd.argtypes = [*[_POINTER] * 4, *size, _LONG, _INT]
-    found.winograd_weights_back.argtypes = [*[_POINTER] * 3, *[_LONG] * 4, *size, _POINTER, _LONG, _INT]
+    found.winograd_weights.argtypes = [_POINTER, *[_LONG] * 7, _INT, _POINTER, _INT]
+    found.winograd.argtypes = [*[_POINTER] * 5, *[_LONG] * 5, _INT, _LONG, _INT, _INT]
+    found.winograd_weights_back.argtypes = [*[_POINTER] * 3, *[_LONG] * 10, _INT, _POINTER, _LONG, _INT]
     found.winograd_weights.restype, found.winograd.restype = None, _INT
     found.winograd_weights_back.restype = _INT
     with torch.no_grad():
         x = torch.arange(1.0, 481.0).sin().view(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
         weight = torch.arange(1.0, 6913.0).cos().view(48, 16, 3, 3)
-        y = _run(found, x, _transform_with(found, weight, False), None, False)
+        y = _run(found, x, _transform_with(found, weight, False), None, None, 48, False)
         return found if torch.allclose(y, F.conv2d(x, weight, padding=1), atol=1e-3) else None
 
 
@@ -170,39 +176,66 @@ def _transform(weight: Tensor, back: bool = False) -> Tensor:
 
 
 def _transform_with(kernels: ctypes.CDLL, weight: Tensor, back: bool) -> Tensor:
-    out, channels = weight.shape[:2][::-1] if back else weight.shape[:2]
+    real, channels = weight.shape[:2]
+    out = _filled(real)
     weights = weight.new_empty((36, channels * out), requires_grad=False)
+    size = (out, channels, real) if back else (channels, out, real)
     kernels.winograd_weights(
-        weight.data_ptr(), *weight.stride(), channels, out, back, weights.data_ptr(), torch.get_num_threads()
+        weight.data_ptr(), *weight.stride(), *size, back, weights.data_ptr(), torch.get_num_threads()
     )
     return weights
 
 
-def _convolve(x: Tensor, weights: Tensor, bias: Tensor | None, doubled: bool = False) -> Tensor:
-    """(B, C_out, H, W), channels-last, of x (B, C_in, H, W) in that layout and transformed weights."""
-    return _run(_found(), x, weights, bias, doubled)
+def _filled(channels: int) -> int:
+    """The next multiple of _STEP."""
+    return -(-channels // _STEP) * _STEP
 
 
-def _run(kernels: ctypes.CDLL, x: Tensor, weights: Tensor, bias: Tensor | None, doubled: bool) -> Tensor:
+def _convolve(
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    real: int,
+    doubled: bool = False,
+) -> Tensor:
+    """(B, real, H, W), channels-last, of x (B, C_in, H, W) in that layout and transformed weights."""
+    return _run(_found(), x, weights, bias, plus, real, doubled)
+
+
+def _run(
+    kernels: ctypes.CDLL,
+    x: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    real: int,
+    doubled: bool,
+) -> Tensor:
     b, height, width = _size(x.shape, doubled)
-    channels, threads = x.shape[1], torch.get_num_threads()
-    out = weights.shape[1] // channels
+    channels, out, threads = x.shape[1], _filled(real), torch.get_num_threads()
     y = x.new_empty((b, height, width, out), requires_grad=False)
-    added = None if bias is None else bias.contiguous().data_ptr()
-    pointers = x.data_ptr(), weights.data_ptr(), added, y.data_ptr()
-    most = _block(_tiles(x.shape, doubled), threads)
-    _check(kernels.winograd(*pointers, b, height, width, channels, out, doubled, most, threads))
-    return y.permute(0, 3, 1, 2)
+    if bias is not None:
+        bias = F.pad(bias, (0, out - real)) if out > real else bias.contiguous()
+    at_once = plus is not None and out == real and plus.dtype == torch.float32
+    added = plus.contiguous(memory_format=torch.channels_last) if plus is not None and at_once else None
+    pointers = [None if t is None else t.data_ptr() for t in (x, weights, bias, added, y)]
+    tiles = _tiles(x.shape, doubled)
+    most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
+    size = b, height, width, channels, out, doubled
+    _check(kernels.winograd(*pointers, *size, most, sharers, threads))
+    y = y[..., :real].contiguous().permute(0, 3, 1, 2)
+    return y if plus is None or at_once else plus + y
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool) -> Tensor:
-    """The gradient of `weight`, by that of the result, channels-last."""
-    out, channels = weight.shape[:2]
+    """The gradient of `weight`, by that of the result, channels-last and filled up."""
+    channels, out = x.shape[1], gradient.shape[1]
     threads = min(torch.get_num_threads(), max(1, _SUMS // (36 * channels * out)))
     result = torch.empty_like(weight, requires_grad=False)
     sums = x.new_empty(threads * 36 * channels * out, requires_grad=False)
     pointers = x.data_ptr(), gradient.data_ptr(), result.data_ptr()
-    size = *_size(x.shape, doubled), channels, out, doubled
+    size = *_size(x.shape, doubled), channels, out, len(weight), doubled
     most = _block(_tiles(x.shape, doubled), threads)
     call = _found().winograd_weights_back
     _check(call(*pointers, *result.stride(), *size, sums.data_ptr(), most, threads))

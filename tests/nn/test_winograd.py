@@ -57,6 +57,8 @@ def assert_near(found, expected):
         (16, 80, 4, 5, 29, 2),
         (128, 64, 1, 32, 32, 2),
         (512, 512, 3, 8, 8, 1),
+        (32, 4, 5, 9, 9, 1),
+        (16, 37, 5, 9, 9, 2),
     ],
 )
 def test_equals_the_sum_in_double_precision(channels, out, n, height, width, threads, monkeypatch):
@@ -90,20 +92,37 @@ def test_doubled_is_the_convolution_of_repeated_pixels(height, width, monkeypatc
     assert_near(found.double(), F.conv2d(repeated, layer.weight.double(), layer.bias.double(), padding=1))
 
 
+@pytest.mark.parametrize("out", [48, 5])  # the kernel adds to whole vectors of channels
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_plus_is_added(out, layout, direct):
+    layer, x = layer_and_maps(16, out, 4, 8, 9)
+    plus = torch.randn(4, out, 8, 9).contiguous(memory_format=layout).requires_grad_()
+
+    def value_and_gradients():
+        y = layer(x, plus=plus)
+        return y, *torch.autograd.grad(y.square().sum(), [plus, layer.weight])
+
+    for found, expected in zip(value_and_gradients(), direct(value_and_gradients), strict=True):
+        assert_near(found, expected)
+    with torch.no_grad():
+        assert_near(layer(x, plus=plus), layer(x) + plus)
+
+
+@pytest.mark.parametrize("out", [48, 5])
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("sums", ["a part a thread", "one part"])
 @pytest.mark.parametrize("x_too", [True, False])
-def test_gradients_are_torchs(direct, x_too, sums, doubled, monkeypatch):
+def test_gradients_are_torchs(direct, x_too, sums, doubled, out, monkeypatch):
     torch.set_num_threads(2)
     if sums == "one part":
         monkeypatch.setattr(winograd, "_SUMS", 1)
-    layer, x = layer_and_maps(32, 48, 6, 9, 14)
+    layer, x = layer_and_maps(32, out, 6, 9, 14)
     x.requires_grad_(x_too)
     wanted = [layer.weight, layer.bias, *([x] if x_too else [])]
-    slope = torch.randn(6, 48, *((18, 28) if doubled else (9, 14)))
+    slope = torch.randn(6, out, *((18, 28) if doubled else (9, 14)))
 
     def gradients():
-        return torch.autograd.grad((layer(x, doubled) * slope).sum(), wanted)
+        return torch.autograd.grad((layer(x, doubled=doubled) * slope).sum(), wanted)
 
     for found, expected in zip(gradients(), direct(gradients), strict=True):
         assert_near(found, expected)
@@ -132,7 +151,7 @@ def test_gradients_of_a_gradient_are_torchs(direct, doubled):
     x.requires_grad_()
 
     def penalty_gradient():
-        (g,) = torch.autograd.grad(layer(x, doubled).square().sum(), x, create_graph=True)
+        (g,) = torch.autograd.grad(layer(x, doubled=doubled).square().sum(), x, create_graph=True)
         return torch.autograd.grad(g.square().sum(), [x, layer.weight])
 
     for found, expected in zip(penalty_gradient(), direct(penalty_gradient), strict=True):
