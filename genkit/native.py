@@ -21,9 +21,9 @@ _TIMEOUT = 60.0  # seconds; it takes about one
 def library(source: Path) -> ctypes.CDLL | None:
     """The functions of a C++ file, or None where they cannot be had; callers then do without.
 
-    That is where $GENKIT_NATIVE is 0, not on Linux, without a C++ compiler ($CXX, c++, g++ or clang++), and
-    where nothing can be kept. What is compiled lies under native/ in the cache folder, under the hash of all
-    that it depends on.
+    That is where $GENKIT_NATIVE is 0, elsewhere than on Linux, and without a C++ compiler ($CXX, c++, g++ or
+    clang++). What is compiled lies under native/ in the cache folder, under the hash of all that it depends
+    on; where nothing can be kept, it is this process's own.
     """
     if os.environ.get("GENKIT_NATIVE") == "0" or platform.system() != "Linux":
         return None
@@ -50,13 +50,24 @@ def _loaded(source: Path, compiler: list[str]) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except OSError:
             pass  # damaged: made again
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    kept = _writable(path.parent)
+    with tempfile.TemporaryDirectory(dir=path.parent if kept else None) as folder:
         made = Path(folder) / path.name
         command = [*compiler, *_FLAGS, "-o", str(made), str(source)]
         subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT)
+        if not kept:
+            return ctypes.CDLL(str(made))
         os.replace(made, path)
-    return ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path))
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be put into `folder`, made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _key(source: Path, compiler: list[str]) -> str:

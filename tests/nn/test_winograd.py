@@ -2,14 +2,11 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from genkit import native
 from genkit.nn import winograd
 from genkit.nn.winograd import Conv3x3
 
@@ -235,43 +232,3 @@ def test_parameters_are_those_of_torchs_layer():
     torch.manual_seed(0)
     for a, b in zip(Conv3x3(16, 32).parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_libraries_are_kept_until_something_changes(home, tmp_path):
-    folder = home / "own"
-    source = tmp_path / "add.cpp"
-    source.write_text('extern "C" int add(int a, int b) { return a + b; }')
-    code = (
-        "from pathlib import Path; from genkit.native import library; import sys;"
-        "print(library(Path(sys.argv[1])).add(2, 3))"
-    )
-
-    def run(**env):
-        env = {"GENKIT_CACHE": str(folder), "PATH": "/usr/bin:/bin", **env}
-        return subprocess.run(
-            [sys.executable, "-c", code, str(source)], capture_output=True, text=True, env=env
-        )
-
-    assert run().stdout == "5\n"
-    (kept,) = (folder / "native").iterdir()
-    before = kept.stat().st_mtime_ns
-    assert run().stdout == "5\n"
-    assert kept.stat().st_mtime_ns == before
-    kept.write_bytes(b"damaged")
-    assert run().stdout == "5\n"
-    source.write_text(source.read_text().replace("+", "*"))
-    assert run().stdout == "6\n"
-
-
-@pytest.mark.parametrize("why", ["off", "no compiler", "fails", "no folder"])
-def test_without_a_library_there_is_none(why, monkeypatch, tmp_path):
-    source = tmp_path / "empty.cpp"
-    source.write_text("not C++" if why == "fails" else "")
-    monkeypatch.setenv("GENKIT_CACHE", str(tmp_path / "own"))
-    if why == "off":
-        monkeypatch.setenv("GENKIT_NATIVE", "0")
-    elif why == "no compiler":
-        monkeypatch.setenv("CXX", str(tmp_path / "absent"))
-    elif why == "no folder":
-        (tmp_path / "own").write_text("a file")
-    assert native.library.__wrapped__(source) is None

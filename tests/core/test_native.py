@@ -1,0 +1,63 @@
+"""Compiled kernels: made once, kept, made again, and done without."""
+
+import subprocess
+import sys
+
+import pytest
+
+from genkit import native
+
+needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
+
+
+@needs_compiler
+def test_libraries_are_kept_until_something_changes(home, tmp_path):
+    folder = home / "own"
+    source = tmp_path / "add.cpp"
+    source.write_text('extern "C" int add(int a, int b) { return a + b; }')
+    code = (
+        "from pathlib import Path; from genkit.native import library; import sys;"
+        "print(library(Path(sys.argv[1])).add(2, 3))"
+    )
+
+    def run(**env):
+        env = {"GENKIT_CACHE": str(folder), "PATH": "/usr/bin:/bin", **env}
+        return subprocess.run(
+            [sys.executable, "-c", code, str(source)], capture_output=True, text=True, env=env
+        )
+
+    assert run().stdout == "5\n"
+    (kept,) = (folder / "native").iterdir()
+    before = kept.stat().st_mtime_ns
+    assert run().stdout == "5\n"
+    assert kept.stat().st_mtime_ns == before
+    kept.write_bytes(b"damaged")
+    assert run().stdout == "5\n"
+    source.write_text(source.read_text().replace("+", "*"))
+    assert run().stdout == "6\n"
+
+
+@needs_compiler
+def test_what_cannot_be_kept_is_made_for_the_process(monkeypatch, tmp_path):
+    source, file = tmp_path / "one.cpp", tmp_path / "file"
+    source.write_text('extern "C" int one() { return 1; }')
+    file.write_text("no folder")
+    monkeypatch.setenv("GENKIT_CACHE", str(file))
+    library = native.library.__wrapped__(source)
+    assert library is not None
+    assert library.one() == 1
+    assert sorted(tmp_path.iterdir()) == [file, source]
+
+
+@pytest.mark.parametrize("why", ["off", "no compiler", "not C++", "another system"])
+def test_without_a_library_there_is_none(why, monkeypatch, tmp_path, home):
+    source = tmp_path / "empty.cpp"
+    source.write_text("not C++" if why == "not C++" else "")
+    if why == "off":
+        monkeypatch.setenv("GENKIT_NATIVE", "0")
+    elif why == "no compiler":
+        monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    elif why == "another system":
+        monkeypatch.setattr("platform.system", lambda: "Darwin")
+    assert native.library.__wrapped__(source) is None
+    assert not list(home.glob("native/*empty*"))
