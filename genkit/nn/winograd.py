@@ -13,7 +13,7 @@ from ..native import library
 
 _STEP = 16  # channels in are a multiple of it; channels out are filled up with zeros
 _LARGEST = 1 << 18  # channels in times channels out: their transformed weights take 38 MB
-_FEWEST = 12  # tiles, which pay the reading of the weights
+_FEWEST, _FEWEST_BACK = 12, 64  # tiles that pay the work on the weights; with that on their gradient
 _BLOCK = 36  # tiles of a block at most: its transformed maps fit the L2 cache
 _SUMS = 1 << 26  # floats that all threads' sums of the gradient of the weights may take
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -38,15 +38,15 @@ class Conv3x3(nn.Conv2d):
         plus: a map of the result's shape, added to it. doubled: the convolution of x with every pixel twice
         in both directions, (B, channels_out, 2 H, 2 W).
         """
-        if not self.suits(x, doubled):
-            return _plain(x, self.weight, self.bias, plus, doubled)
         tensors = (x, self.weight, self.bias, plus)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        if not self._suits(x, doubled, _FEWEST_BACK if learns else _FEWEST):
+            return _plain(*tensors, doubled)
+        if learns:
             return _Convolve.apply(*tensors, doubled)
         return _convolve(x, self._transformed(), self.bias, plus, self.out_channels, doubled)
 
-    def suits(self, x: Tensor, doubled: bool = False) -> bool:
-        """Whether `forward` takes fewer multiplications than torch's convolution."""
+    def _suits(self, x: Tensor, doubled: bool, fewest: int) -> bool:
         out, channels = self.weight.shape[:2]
         return (
             x.device.type == "cpu"
@@ -58,7 +58,7 @@ class Conv3x3(nn.Conv2d):
             and x.ndim == 4
             and x.shape[1] == channels
             and x.is_contiguous(memory_format=torch.channels_last)
-            and _tiles(x.shape, doubled) >= _FEWEST
+            and _tiles(x.shape, doubled) >= fewest
             and _kernels() is not None
         )
 

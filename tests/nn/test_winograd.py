@@ -32,6 +32,18 @@ def direct(monkeypatch):
     return without
 
 
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the kernels that ran, in order."""
+    names = []
+    for name in ("_run", "_weight_gradient"):
+        call = getattr(winograd, name)
+        monkeypatch.setattr(
+            winograd, name, lambda *a, name=name, call=call: (names.append(name), call(*a))[1]
+        )
+    return names
+
+
 def layer_and_maps(channels, out, n, height, width):
     torch.manual_seed(channels + out + n + height + width)
     layer = Conv3x3(channels, out).to(memory_format=torch.channels_last)
@@ -58,42 +70,33 @@ def assert_near(found, expected):
         (16, 37, 5, 9, 9, 2),
     ],
 )
-def test_equals_the_sum_in_double_precision(channels, out, n, height, width, threads, monkeypatch):
+def test_equals_the_sum_in_double_precision(channels, out, n, height, width, threads, ran):
     layer, x = layer_and_maps(channels, out, n, height, width)
     torch.set_num_threads(threads)
     expected = F.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
-    ran = spy(monkeypatch)
     with torch.no_grad():
         found = layer(x)
-    assert ran == ["forward"]
+    assert ran == ["_run"]
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_near(found.double(), expected)
 
 
-def spy(monkeypatch):
-    """The list to which every convolution by the kernels is added."""
-    ran, run = [], winograd._run
-    monkeypatch.setattr(winograd, "_run", lambda *args: (ran.append("forward"), run(*args))[1])
-    return ran
-
-
 @pytest.mark.parametrize("height, width", [(4, 4), (7, 3)])
-def test_doubled_is_the_convolution_of_repeated_pixels(height, width, monkeypatch):
+def test_doubled_is_the_convolution_of_repeated_pixels(height, width, ran):
     layer, x = layer_and_maps(32, 48, 6, height, width)
     repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3).double()
-    ran = spy(monkeypatch)
     with torch.no_grad():
         found = layer(x, doubled=True)
-    assert ran == ["forward"]
+    assert ran == ["_run"]
     assert_near(found.double(), F.conv2d(repeated, layer.weight.double(), layer.bias.double(), padding=1))
 
 
 @pytest.mark.parametrize("out", [48, 5])  # the kernel adds to whole vectors of channels
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_plus_is_added(out, layout, direct):
-    layer, x = layer_and_maps(16, out, 4, 8, 9)
-    plus = torch.randn(4, out, 8, 9).contiguous(memory_format=layout).requires_grad_()
+def test_plus_is_added(out, layout, direct, ran):
+    layer, x = layer_and_maps(16, out, 12, 8, 9)
+    plus = torch.randn(12, out, 8, 9).contiguous(memory_format=layout).requires_grad_()
 
     def value_and_gradients():
         y = layer(x, plus=plus)
@@ -101,6 +104,7 @@ def test_plus_is_added(out, layout, direct):
 
     for found, expected in zip(value_and_gradients(), direct(value_and_gradients), strict=True):
         assert_near(found, expected)
+    assert ran == ["_run", "_weight_gradient"]
     with torch.no_grad():
         assert_near(layer(x, plus=plus), layer(x) + plus)
 
@@ -109,7 +113,7 @@ def test_plus_is_added(out, layout, direct):
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("sums", ["a part a thread", "one part"])
 @pytest.mark.parametrize("x_too", [True, False])
-def test_gradients_are_torchs(direct, x_too, sums, doubled, out, monkeypatch):
+def test_gradients_are_torchs(direct, ran, x_too, sums, doubled, out, monkeypatch):
     torch.set_num_threads(2)
     if sums == "one part":
         monkeypatch.setattr(winograd, "_SUMS", 1)
@@ -123,6 +127,7 @@ def test_gradients_are_torchs(direct, x_too, sums, doubled, out, monkeypatch):
 
     for found, expected in zip(gradients(), direct(gradients), strict=True):
         assert_near(found, expected)
+    assert ran == ["_run", *(["_run"] if x_too else []), "_weight_gradient"]
 
 
 def test_gradients_are_the_same_every_time():
@@ -132,19 +137,20 @@ def test_gradients_are_the_same_every_time():
     assert torch.equal(first, second)
 
 
-def test_gradient_of_an_expanded_gradient(direct):
-    layer, x = layer_and_maps(16, 16, 4, 8, 8)
+def test_gradient_of_an_expanded_gradient(direct, ran):
+    layer, x = layer_and_maps(16, 16, 16, 8, 8)
     x.requires_grad_()
 
     def gradient():
         return torch.autograd.grad(layer(x).sum(), x)[0]  # the gradient of a sum is one number, expanded
 
     assert_near(gradient(), direct(gradient))
+    assert ran[:2] == ["_run", "_run"]
 
 
 @pytest.mark.parametrize("doubled", [False, True])
-def test_gradients_of_a_gradient_are_torchs(direct, doubled):
-    layer, x = layer_and_maps(16, 32, 4, 8, 8)
+def test_gradients_of_a_gradient_are_torchs(direct, ran, doubled):
+    layer, x = layer_and_maps(16, 32, 16, 8, 8)
     x.requires_grad_()
 
     def penalty_gradient():
@@ -153,6 +159,8 @@ def test_gradients_of_a_gradient_are_torchs(direct, doubled):
 
     for found, expected in zip(penalty_gradient(), direct(penalty_gradient), strict=True):
         assert_near(found, expected)
+    # forward, and the value's own part in the gradient; the gradient of the gradient is torch's
+    assert ran == ["_run", "_run", "_weight_gradient"]
 
 
 def test_an_image_does_not_depend_on_its_batch():
@@ -195,12 +203,22 @@ def test_copies_and_pickles_leave_the_kept_weights_behind():
 
 
 @pytest.mark.parametrize(
-    "case", ["few tiles", "odd channels", "layout", "double", "autocast", "large", "inference weights"]
+    "case",
+    [
+        "few tiles",
+        "few tiles with gradients",
+        "odd channels",
+        "layout",
+        "double",
+        "autocast",
+        "large",
+        "inference weights",
+    ],
 )
-def test_what_does_not_suit_goes_through_torch(case, monkeypatch):
+def test_what_does_not_suit_goes_through_torch(case, ran):
     layer, x = layer_and_maps(16, 16, 4, 8, 8)
-    ran = spy(monkeypatch)
-    with torch.no_grad(), torch.autocast("cpu", enabled=case == "autocast"):
+    learns = case == "few tiles with gradients"
+    with torch.set_grad_enabled(learns), torch.autocast("cpu", enabled=case == "autocast"):
         if case == "few tiles":
             x = x[:2]
         elif case == "odd channels":
