@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 
 from . import cache
@@ -21,16 +22,19 @@ _TIMEOUT = 60.0  # seconds; it takes about one
 def library(source: Path) -> ctypes.CDLL | None:
     """The functions of a C++ file, or None where they cannot be had; callers then do without.
 
-    That is where $GENKIT_NATIVE is 0, elsewhere than on Linux, and without a C++ compiler ($CXX, c++, g++ or
-    clang++). What is compiled lies under native/ in the cache folder, under the hash of all that it depends
-    on; where nothing can be kept, it is this process's own.
+    That is where $GENKIT_NATIVE is 0, elsewhere than on Linux, without a C++ compiler ($CXX, c++, g++ or
+    clang++), and, with a warning, where that fails. What is compiled lies under native/ in the cache folder,
+    under the hash of all that it depends on; where nothing can be kept, it is this process's own.
     """
     if os.environ.get("GENKIT_NATIVE") == "0" or platform.system() != "Linux":
         return None
     try:
         compiler = _compiler()
         return None if compiler is None else _loaded(source, compiler)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
+        reason = next((line for line in said if "error" in line), str(error))
+        warnings.warn(f"{source.stem} runs without its C++ kernels: {reason}", RuntimeWarning, stacklevel=2)
         return None
 
 
@@ -43,31 +47,33 @@ def _compiler() -> list[str] | None:
 
 
 def _loaded(source: Path, compiler: list[str]) -> ctypes.CDLL:
-    """The library made of `source`, from the cache where it is there and whole."""
-    path = cache.folder() / "native" / f"{source.stem}-{_key(source, compiler)}.so"
-    if path.is_file():
+    """The library made of `source`, from the cache where it is there."""
+    folder = _folder()
+    path = None if folder is None else folder / f"{source.stem}-{_key(source, compiler)}.so"
+    if path is not None and path.is_file():
         try:
             return ctypes.CDLL(str(path))
         except OSError:
             pass  # damaged: made again
-    kept = _writable(path.parent)
-    with tempfile.TemporaryDirectory(dir=path.parent if kept else None) as folder:
-        made = Path(folder) / path.name
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        made = Path(temporary) / f"{source.stem}.so"
         command = [*compiler, *_FLAGS, "-o", str(made), str(source)]
         subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT)
-        if not kept:
-            return ctypes.CDLL(str(made))
-        os.replace(made, path)
-        return ctypes.CDLL(str(path))
+        if path is not None:
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # half a library would end every later process
+            made = made.replace(path)
+        return ctypes.CDLL(str(made))
 
 
-def _writable(folder: Path) -> bool:
-    """Whether files can be put into `folder`, made where it is missing."""
+def _folder() -> Path | None:
+    """Where libraries are kept; None where nothing can be."""
     try:
+        folder = cache.folder() / "native"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: nobody's home
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _key(source: Path, compiler: list[str]) -> str:

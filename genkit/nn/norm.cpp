@@ -1,6 +1,6 @@
-// Group normalisation and SiLU of channels-last maps, an image at a time: what one pass over the pixels finds,
-// the next one uses while the image is in the core's cache. The formulas are those of norm.py. Channels are a
-// multiple of 16.
+// Group normalisation and SiLU of channels-last maps, an image at a time: what one pass over the pixels
+// finds, the next one uses while the image is in the core's cache. The formulas are those of norm.py.
+// Channels are a multiple of 16.
 
 #include <algorithm>
 
@@ -8,8 +8,8 @@
 
 namespace {
 
-constexpr int WIDE = 4;          // vectors of channels that a pass takes at a time
-constexpr int64_t PART = 64;     // pixels that are summed by themselves first, for exactness
+constexpr int WIDE = 4;           // vectors of channels that a pass takes at a time
+constexpr int64_t PART = 64;      // pixels that are summed by themselves first, for exactness
 constexpr double CANCELS = 1e-3;  // as in norm.py
 
 // e^x to 2 units in the last place, after Cephes; saturates beyond +-87.
@@ -63,15 +63,16 @@ extern "C" {
 // y (N, P, C) = silu(norm(x + added) * (1 + scale) + shift), the SiLU only to `activate`; added, or scale and
 // shift (N, C) may be null. Also channel, gain and offset (N, C), mean and rstd (N, G): `_Found` of norm.py.
 void normalise(const float* x, const float* weight, const float* bias, const float* added, const float* scale,
-               const float* shift, double eps, int64_t images, int64_t pixels, int64_t channels, int64_t groups,
-               int activate, float* y, float* channel, float* mean, float* rstd, float* gain, float* offset,
-               int threads) {
+               const float* shift, double eps, int64_t images, int64_t pixels, int64_t channels,
+               int64_t groups, int activate, float* y, float* channel, float* mean, float* rstd, float* gain,
+               float* offset, int threads) {
     const int64_t wide = channels / groups;
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
         const float *from = x + n * pixels * channels, *a = added ? added + n * channels : nullptr;
         float *to = y + n * pixels * channels, *sums = channel + n * channels;
-        float *g = gain + n * channels, *o = offset + n * channels;  // the squares lie in g until they are used
+        float *g = gain + n * channels,
+              *o = offset + n * channels;  // the squares lie in g until they are used
         sum(pixels, channels, sums, g, [&](int64_t p, int64_t c, Vec& plain, Vec& square) {
             const Vec v = load(from + p * channels + c);
             plain += v;
@@ -123,19 +124,20 @@ void normalise(const float* x, const float* weight, const float* bias, const flo
     }
 }
 
-// dx (N, P, C) of the gradient dy, and the sums over pixels, (N, C): `_Sums` of norm.py. level (N, C): scratch.
-void normalise_back(const float* x, const float* dy, const float* weight, const float* added, const float* scale,
-                    int64_t images, int64_t pixels, int64_t channels, int64_t groups, int activate,
-                    const float* channel, const float* mean, const float* rstd, const float* gain,
-                    const float* offset, float* dx, float* plain, float* times, float* total, float* level,
-                    int threads) {
+// dx (N, P, C) of the gradient dy, and the sums over pixels, (N, C): `_Sums` of norm.py. level (N, C):
+// scratch.
+void normalise_back(const float* x, const float* dy, const float* weight, const float* added,
+                    const float* scale, int64_t images, int64_t pixels, int64_t channels, int64_t groups,
+                    int activate, const float* channel, const float* mean, const float* rstd,
+                    const float* gain, const float* offset, float* dx, float* plain, float* times,
+                    float* total, float* level, int threads) {
     const int64_t wide = channels / groups;
     const double count = static_cast<double>(pixels * wide);
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
         const int64_t image = n * pixels * channels, row = n * channels;
         const float *from = x + image, *above = dy + image, *g = gain + row, *o = offset + row;
-        const float *a = added ? added + row : nullptr;
+        const float* a = added ? added + row : nullptr;
         float *to = dx + image, *t = total + row;
         sum(pixels, channels, plain + row, times + row, [&](int64_t p, int64_t c, Vec& sums, Vec& products) {
             const Vec v = load(from + p * channels + c);
@@ -170,7 +172,8 @@ void normalise_back(const float* x, const float* dy, const float* weight, const 
         for (int64_t p = 0; p < pixels; p++)
             for (int64_t c = 0; c < channels; c += LANES) {
                 const int64_t i = p * channels + c;
-                store(to + i, load(waiting + i) * load(g + c) + load(from + i) * load(t + c) + load(levels + c));
+                store(to + i,
+                      load(waiting + i) * load(g + c) + load(from + i) * load(t + c) + load(levels + c));
             }
         for (int64_t c = 0; c < channels; c++)
             t[c] = g[c] * plain[row + c] + pixels * (t[c] * channel[row + c] + levels[c]);

@@ -58,7 +58,7 @@ def norm_silu(
 
 
 class Chain(nn.Sequential):
-    """`nn.Sequential`, in which a group norm and the SiLU after it are one step."""
+    """`nn.Sequential`, in which a group norm and the SiLU after it are one step, past their hooks."""
 
     def forward(self, x: Tensor) -> Tensor:
         """What the last layer gives, of x for the first."""
@@ -67,8 +67,8 @@ class Chain(nn.Sequential):
             if isinstance(layer, GroupNorm) and isinstance(following, nn.SiLU):
                 x = norm_silu(layer, x)
                 next(layers)
-            elif layer is not None:
-                x = layer(x)
+            else:
+                x = layer(x)  # type: ignore[misc]
         return x
 
 
@@ -209,7 +209,7 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
     weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[1:])
     assert weight is not None
     assert bias is not None
-    if norm_cpp.suits(rows, *inputs[1:]):
+    if norm_cpp.suits(rows, inputs.weight, inputs.bias, *inputs[3:]):
         result, channel, mean, rstd, gain, offset = norm_cpp.forward(
             rows, weight, bias, added, scale, shift, groups, eps, activate
         )
@@ -246,7 +246,7 @@ def _backward(
     """The gradient of x, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
-    if norm_cpp.suits(rows, grads, inputs.weight, inputs.added, inputs.scale):
+    if norm_cpp.suits(rows, *inputs[1:], gradient=grads):
         dx, *sums = norm_cpp.backward(
             rows, grads, inputs.weight, inputs.added, inputs.scale, found, groups, activate
         )
@@ -356,7 +356,9 @@ def _differentiable(
     activate: bool,
 ) -> list[Tensor | None]:
     """All gradients, as a graph of torch's own operations."""
-    result = _plain(inputs, groups, eps, activate)
-    wanted = [t for t, wants in zip(inputs, needed) if wants and t is not None]
+    # of views: x may itself be made of the same weights, and that way is not this function's
+    views = _Inputs(*(None if t is None else t.view_as(t) for t in inputs))  # type: ignore[arg-type]
+    result = _plain(views, groups, eps, activate)
+    wanted = [t for t, wants in zip(views, needed) if wants and t is not None]
     found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
     return [next(found) if wants else None for wants in needed[:6]]

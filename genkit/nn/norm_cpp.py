@@ -5,7 +5,7 @@ import functools
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..native import library
 
@@ -15,6 +15,7 @@ _POINTER, _DOUBLE, _LONG, _INT = ctypes.c_void_p, ctypes.c_double, ctypes.c_int6
 
 @functools.cache
 def _kernels() -> ctypes.CDLL | None:
+    """The functions of norm.cpp, where they can be had."""
     found = library(Path(__file__).with_name("norm.cpp"))
     if found is not None:
         sizes = [*[_LONG] * 4, _INT]  # images, pixels, channels, groups; whether the SiLU follows
@@ -24,12 +25,28 @@ def _kernels() -> ctypes.CDLL | None:
     return found
 
 
-def suits(rows: Tensor, *others: Tensor | None) -> bool:
-    """Whether rows (B, P, C) and the vectors with them are what the kernels take, and there are kernels."""
+def suits(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    added: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    gradient: Tensor | None = None,
+) -> bool:
+    """Whether rows (B, P, C), the vectors with them and the gradient of the result are what the kernels take,
+    and there are kernels."""
+    b, _, channels = rows.shape
+    tensors = [t for t in (rows, weight, bias, added, scale, shift, gradient) if t is not None]
     return (
-        rows.shape[2] % _STEP == 0
-        and len(rows) >= torch.get_num_threads()  # an image is one thread's
-        and all(t is None or t.dtype == torch.float32 for t in (rows, *others))
+        channels % _STEP == 0
+        and b >= torch.get_num_threads()  # an image is one thread's
+        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and weight.shape == bias.shape == (channels,)
+        and all(t is None or t.shape == (b, channels) for t in (added, scale, shift))
+        and (scale is None) == (shift is None)
+        and not torch._C._are_functorch_transforms_active()
         and _kernels() is not None
     )
 
@@ -55,7 +72,15 @@ def forward(
     given = _whole(rows, weight, bias, added, scale, shift)
     made = result, channel, mean, rstd, gain, offset
     kernels.normalise(
-        *_pointers(*given), eps, b, pixels, channels, groups, activate, *_pointers(*made), _threads()
+        *_pointers(*given),
+        eps,
+        b,
+        pixels,
+        channels,
+        groups,
+        activate,
+        *_pointers(*made),
+        torch.get_num_threads(),
     )
     return made
 
@@ -81,18 +106,23 @@ def backward(
     made = [rows.new_empty(s) for s in (rows.shape, *[(b, channels)] * 4)]
     given = _whole(rows, gradient, weight, added, scale)
     kernels.normalise_back(
-        *_pointers(*given), b, pixels, channels, groups, activate, *_pointers(*found, *made), _threads()
+        *_pointers(*given),
+        b,
+        pixels,
+        channels,
+        groups,
+        activate,
+        *_pointers(*found, *made),
+        torch.get_num_threads(),
     )
     return tuple(made[:4])
 
 
 def _whole(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same tensors without gaps; they must live until the kernel is done."""
     return [None if t is None else t.contiguous() for t in tensors]
 
 
 def _pointers(*tensors: Tensor | None) -> list[int | None]:
+    """Their addresses."""
     return [None if t is None else t.data_ptr() for t in tensors]
-
-
-def _threads() -> int:
-    return torch.get_num_threads()

@@ -2,9 +2,9 @@
 // Algorithms for Convolutional Neural Networks"): F(4x4, 3x3). Each tile of 4x4 outputs takes 36
 // multiplications a pair of channels, where the sum itself takes 144.
 //
-// A block of tiles goes through all three parts (input transform, 36 matrix products, output transform) on one
-// core, so that what lies between them never leaves its L2 cache. What a tile gives does not depend on the
-// block it is in. Channels in and out are multiples of 16; the interface is in winograd.py.
+// A block of tiles goes through all three parts (input transform, 36 matrix products, output transform) on
+// one core, so that what lies between them never leaves its L2 cache. What a tile gives does not depend on
+// the block it is in. Channels in and out are multiples of 16; the interface is in winograd.py.
 
 #include <algorithm>
 
@@ -13,7 +13,8 @@
 namespace {
 
 constexpr int IN = 6, OUT = 4, POINTS = IN * IN;
-// A product of R rows and V vectors of columns has its sums and factors in registers: these two are the shapes.
+// A product of R rows and V vectors of columns has its sums and factors in registers: these two are the
+// shapes.
 constexpr int WIDE = REGISTERS == 32 ? 4 : 2, ROWS = 6, ROWS_NARROW = REGISTERS == 32 ? 12 : 6;
 constexpr int64_t PANEL = WIDE * LANES, PAIR = 2 * LANES;
 
@@ -92,7 +93,8 @@ void multiply(const float* a, int64_t row, const float* u, int64_t channels, flo
 }
 
 template <int R, int V>
-void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_t channels, float* m, int64_t out) {
+void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_t channels, float* m,
+                  int64_t out) {
     int64_t i = 0;
     for (; i + R <= n; i += R) multiply<R, V>(a + i * row, row, u, channels, m + i * out, out);
     for (; i + 4 <= n; i += 4) multiply<4, V>(a + i * row, row, u, channels, m + i * out, out);
@@ -102,7 +104,8 @@ void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_
 
 // Adds to R rows of u (R, V * LANES) the product of the transposed a (n, R) and the columns b (n, V * LANES).
 template <int R, int V>
-void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, int64_t n, float* u, int64_t row_u) {
+void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, int64_t n, float* u,
+                 int64_t row_u) {
     Vec sums[R][V];
     for (int i = 0; i < R; i++)
         for (int j = 0; j < V; j++) sums[i][j] = load(u + i * row_u + j * LANES);
@@ -117,8 +120,8 @@ void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, i
 }
 
 template <int V>
-void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b, int64_t n, float* u,
-                  int64_t row_u) {
+void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b, int64_t n,
+                  float* u, int64_t row_u) {
     int64_t i = 0;
     constexpr int R = REGISTERS == 32 ? 8 : 4;
     for (; i + R <= rows; i += R) add_product<R, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
@@ -137,10 +140,13 @@ struct Maps {
 struct Tile {
     int64_t image, top, left;
     Tile(const Maps& s, int64_t i)
-        : image(i / (s.down() * s.across())), top(i / s.across() % s.down() * OUT), left(i % s.across() * OUT) {}
+        : image(i / (s.down() * s.across())),
+          top(i / s.across() % s.down() * OUT),
+          left(i % s.across() * OUT) {}
 };
 
-// Whether a transformed input is 0 at this point: where pixels are equal by twos, the third row and column are.
+// Whether a transformed input is 0 at this point: where pixels are equal by twos, the third row and column
+// are.
 bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || point % IN == 2); }
 
 // Between two points of a transformed block: a whole number of pages would put all 36 in the same cache sets.
@@ -174,7 +180,8 @@ void transform_input(const Maps& s, Tile tile, const float* x, const float* zero
 // The channels of a panel of the result; m has only them.
 void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, const float* bias,
                       const float* plus, Panel panel, float* y) {
-    int rows = std::min<int64_t>(OUT, s.height - tile.top), columns = std::min<int64_t>(OUT, s.width - tile.left);
+    int rows = std::min<int64_t>(OUT, s.height - tile.top),
+        columns = std::min<int64_t>(OUT, s.width - tile.left);
     const int64_t begin = ((tile.image * s.height + tile.top) * s.width + tile.left) * s.out + panel.first;
     for (int64_t k = 0; k < panel.wide; k += LANES) {
         Vec half[OUT][IN];
@@ -196,7 +203,8 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
     }
 }
 
-void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* zeros, float* z, int64_t point) {
+void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* zeros, float* z,
+                        int64_t point) {
     const float* from[OUT][OUT];
     for (int i = 0; i < OUT; i++)
         for (int j = 0; j < OUT; j++) {
@@ -224,9 +232,9 @@ void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* 
 
 extern "C" {
 
-// u (36 C K floats: panel by panel, point by point) of the weights w, whose strides are given in floats: (K, C, 3, 3), or, with `back`, what
-// the gradient of x takes: (C, K, 3, 3) turned by half a circle. real: the first channels of w's result, the
-// others, up to a multiple of 16, being 0.
+// u (36 C K floats: panel by panel, point by point) of the weights w, whose strides are given in floats: (K,
+// C, 3, 3), or, with `back`, what the gradient of x takes: (C, K, 3, 3) turned by half a circle. real: the
+// first channels of w's result, the others, up to a multiple of 16, being 0.
 void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_t stride_y, int64_t stride_x,
                       int64_t in, int64_t out, int64_t real, int back, float* u, int threads) {
     if (back) std::swap(stride_k, stride_c);
@@ -259,10 +267,11 @@ void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_
 }
 
 // y (N, H, W, K) = x (N, H, W, C) * u + bias (K) + plus (N, H, W, K), the last two perhaps null, in blocks of
-// `most` tiles; `doubled`: x (N, H / 2, W / 2, C). The panels of a block are shared among `sharers` threads: few
-// tiles are done soon, and what takes time is reading the weights. 0, or 1: no memory.
-int winograd(const float* x, const float* u, const float* bias, const float* plus, float* y, int64_t images, int64_t height,
-             int64_t width, int64_t in, int64_t out, int doubled, int64_t most, int sharers, int threads) {
+// `most` tiles; `doubled`: x (N, H / 2, W / 2, C). The panels of a block are shared among `sharers` threads:
+// few tiles are done soon, and what takes time is reading the weights. 0, or 1: no memory.
+int winograd(const float* x, const float* u, const float* bias, const float* plus, float* y, int64_t images,
+             int64_t height, int64_t width, int64_t in, int64_t out, int doubled, int64_t most, int sharers,
+             int threads) {
     const Maps s{images, height, width, in, out, doubled};
     const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_m = padded(PANEL);
     const int64_t vectors = out / LANES;
@@ -271,9 +280,9 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
     {
         static thread_local Scratch scratch;
         const int64_t size_v = POINTS * most * row_v, size_m = POINTS * most * row_m;
-        float* zeros = scratch.of(in + size_v + size_m);
-        float *v = zeros + in, *m = v + size_v;
+        float *zeros = scratch.of(in + size_v + size_m), *v = nullptr, *m = nullptr;
         if (zeros) {
+            v = zeros + in, m = v + size_v;
             std::fill(zeros, zeros + in, 0.0f);
             for (int p = 0; p < POINTS; p++)
                 if (empty(s, p)) std::fill(m + p * most * row_m, m + (p + 1) * most * row_m, 0.0f);
@@ -304,7 +313,8 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
                         multiply(v + p * most * row_v, row_v, n, u + (POINTS * k + p * panel.wide) * in, in,
                                  m + p * most * row_m, row_m);
                 for (int64_t t = 0; t < n; t++)
-                    transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, plus, panel, y);
+                    transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, plus, panel,
+                                     y);
                 k += panel.wide;
             }
         }
@@ -312,9 +322,9 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
     return failed;
 }
 
-// dw, whose strides are given as for the weights, for the first `real` channels, of x (N, H, W, C) and dy (N, H, W, K), in blocks of `most`
-// tiles. sums: scratch of threads * 36 C K floats; thread by thread, so that the result is always the same. 0, or
-// 1: no memory.
+// dw, whose strides are given as for the weights, for the first `real` channels, of x (N, H, W, C) and dy (N,
+// H, W, K), in blocks of `most` tiles. sums: scratch of threads * 36 C K floats; thread by thread, so that
+// the result is always the same. 0, or 1: no memory.
 int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t stride_k, int64_t stride_c,
                           int64_t stride_y, int64_t stride_x, int64_t images, int64_t height, int64_t width,
                           int64_t in, int64_t out, int64_t real, int doubled, float* sums, int64_t most,
@@ -326,11 +336,13 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        const int64_t size_v = POINTS * most * row_v, size_z = POINTS * most * row_z, wide = std::max(in, out);
-        float* zeros = scratch.of(wide + size_v + size_z);
-        float *v = zeros + wide, *z = v + size_v;
-        if (zeros) std::fill(zeros, zeros + wide, 0.0f);
-        else {
+        const int64_t size_v = POINTS * most * row_v, size_z = POINTS * most * row_z,
+                      wide = std::max(in, out);
+        float *zeros = scratch.of(wide + size_v + size_z), *v = nullptr, *z = nullptr;
+        if (zeros) {
+            v = zeros + wide, z = v + size_v;
+            std::fill(zeros, zeros + wide, 0.0f);
+        } else {
 #pragma omp atomic write
             failed = 1;
         }
@@ -352,7 +364,8 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
                     int64_t k = 0;
                     for (; k + PAIR <= out; k += PAIR)
                         add_products<2>(a, row_v, in, gradient + k, row_z, n, to + k, out);
-                    for (; k < out; k += LANES) add_products<1>(a, row_v, in, gradient + k, row_z, n, to + k, out);
+                    for (; k < out; k += LANES)
+                        add_products<1>(a, row_v, in, gradient + k, row_z, n, to + k, out);
                 }
             }
         }
@@ -375,7 +388,8 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
                     kernel_back(half[i], r);
                     for (int j = 0; j < 3; j++)
                         for (int lane = 0; lane < std::min<int64_t>(LANES, real - k); lane++)
-                            dw[(k + lane) * stride_k + c * stride_c + i * stride_y + j * stride_x] = r[j][lane];
+                            dw[(k + lane) * stride_k + c * stride_c + i * stride_y + j * stride_x] =
+                                r[j][lane];
                 }
             }
     }

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,11 @@ class Conv3x3(nn.Conv2d):
     """`nn.Conv2d(channels_in, channels_out, 3, padding=1)`: the same parameters and, to rounding, results.
 
     On a CPU, float32 maps in channels-last layout take 4 times fewer multiplications, forward and backward: 2
-    to 3 times as fast. What it costs is two digits: relative errors of about 1e-5. An image's map does not
-    depend on the rest of its batch. What does not suit goes through torch's convolution, everything on a
-    machine without a C++ compiler.
+    to 3 times as fast. What it costs is a digit or two: errors of some 1e-5 of the largest value, where torch
+    has 1e-6. A value that is not finite spreads over its tile of 4x4 pixels. What does not suit goes through
+    torch's convolution, also a batch so small that reading the weights takes the time, and everything on a
+    machine without a C++ compiler. Frozen weights are transformed once; a change through `.data` in place is
+    not seen.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -42,34 +45,44 @@ class Conv3x3(nn.Conv2d):
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         if not self._suits(x, doubled, _FEWEST_BACK if learns else _FEWEST):
             return _plain(*tensors, doubled)
+        if plus is not None and not self._takes(plus, _size(x.shape, doubled)):
+            return self(x, doubled=doubled) + plus
         if learns:
             return _Convolve.apply(*tensors, doubled)
-        return _convolve(x, self._transformed(), self.bias, plus, self.out_channels, doubled)
+        return _run(_found(), x, self._transformed(), self.bias, plus, self.out_channels, doubled)
 
     def _suits(self, x: Tensor, doubled: bool, fewest: int) -> bool:
+        """Whether the kernels take these, and pay."""
         out, channels = self.weight.shape[:2]
         return (
-            x.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-            and x.dtype == self.weight.dtype == torch.float32
+            not torch.compiler.is_compiling()
             and not torch.is_autocast_enabled("cpu")
+            and not torch._C._are_functorch_transforms_active()
+            and _simple(x, self.weight, self.bias)
             and channels % _STEP == 0
             and channels * _filled(out) <= _LARGEST
             and x.ndim == 4
             and x.shape[1] == channels
             and x.is_contiguous(memory_format=torch.channels_last)
-            and _tiles(x.shape, doubled) >= fewest
+            and fewest <= (tiles := _tiles(x.shape, doubled))
+            and 4 * tiles < math.prod(_size(x.shape, doubled))  # below, a tile holds too little of the map
             and _kernels() is not None
         )
+
+    def _takes(self, plus: Tensor, size: tuple[int, int, int]) -> bool:
+        """Whether the kernel can add `plus` to whole vectors of channels."""
+        b, height, width = size
+        whole = plus.shape == (b, self.out_channels, height, width) and self.out_channels % _STEP == 0
+        return whole and _simple(plus)
 
     def _transformed(self) -> Tensor:
         """The weights as the kernel wants them: kept while they are frozen."""
         weight = self.weight
         if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
-            return _transform(weight)
+            return _transform(_found(), weight)
         kept, state = self._kept, (weight.data_ptr(), weight._version)
-        if kept is None or kept.of is not weight or kept.state != state:
-            kept = self._kept = _Kept(weight, state, _transform(weight))
+        if kept is None or kept.state != state:
+            kept = self._kept = _Kept(weight.detach(), state, _transform(_found(), weight))
         return kept.weights
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,9 +90,18 @@ class Conv3x3(nn.Conv2d):
 
 
 class _Kept(NamedTuple):
-    of: Tensor
+    of: Tensor  # while it lives, no other tensor has its address
     state: tuple[int, int]
     weights: Tensor
+
+
+def _simple(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can read these from memory."""
+    return all(
+        t is None
+        or (type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.dtype == torch.float32)
+        for t in tensors
+    )
 
 
 class _Convolve(torch.autograd.Function):
@@ -91,7 +113,7 @@ class _Convolve(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.doubled = doubled
-        return _convolve(x, _transform(weight), bias, plus, len(weight), doubled)
+        return _run(_found(), x, _transform(_found(), weight), bias, plus, len(weight), doubled)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,7 +129,7 @@ class _Convolve(torch.autograd.Function):
         gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            dx = _convolve(gradient, _transform(weight, back=True), None, None, x.shape[1])
+            dx = _run(_found(), gradient, _transform(_found(), weight, True), None, None, x.shape[1], False)
             dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
         if ctx.needs_input_grad[1]:
             dw = _weight_gradient(x, gradient, weight, ctx.doubled)
@@ -140,15 +162,20 @@ def _differentiable(
     x: Tensor, weight: Tensor, bias: Tensor | None, doubled: bool, gradient: Tensor, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The gradients, as a graph of torch's own operations."""
+    # of views: x may itself be made of the same weights, and that way is not this function's
+    views = [None if t is None else t.view_as(t) for t in (x, weight, bias)]
+    wanted = [t for t, wants in zip(views, needed) if wants and t is not None]
+    if not wanted:
+        return [None] * 3
+    x, weight, bias = views  # type: ignore[assignment]
     result = _plain(x, weight, bias, None, doubled)
-    wanted = [t for t, wants in zip((x, weight, bias), needed) if wants and t is not None]
     found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
     return [next(found) if wants else None for wants in needed[:3]]
 
 
 @functools.cache
 def _kernels() -> ctypes.CDLL | None:
-    """The functions of winograd.cpp, where they can be had and give what torch gives."""
+    """The functions of winograd.cpp, where they can be had and convolve as torch does."""
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
@@ -158,27 +185,25 @@ def _kernels() -> ctypes.CDLL | None:
     found.winograd_weights.restype, found.winograd.restype = None, _INT
     found.winograd_weights_back.restype = _INT
     with torch.no_grad():
-        x = torch.arange(1.0, 481.0).sin().view(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
-        weight = torch.arange(1.0, 6913.0).cos().view(48, 16, 3, 3)
-        y = _run(found, x, _transform_with(found, weight, False), None, None, 48, False)
+        numbers = torch.arange(6912, dtype=torch.float32, device="cpu").sin()
+        x = numbers[:480].view(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+        weight = numbers.view(48, 16, 3, 3)
+        y = _run(found, x, _transform(found, weight), None, None, 48, False)
         return found if torch.allclose(y, F.conv2d(x, weight, padding=1), atol=1e-3) else None
 
 
 def _found() -> ctypes.CDLL:
+    """The same, where they were asked for before."""
     kernels = _kernels()
     assert kernels is not None
     return kernels
 
 
-def _transform(weight: Tensor, back: bool = False) -> Tensor:
+def _transform(kernels: ctypes.CDLL, weight: Tensor, back: bool = False) -> Tensor:
     """(36, C_in C_out) transformed weights; `back`: those whose convolution is the gradient of x."""
-    return _transform_with(_found(), weight, back)
-
-
-def _transform_with(kernels: ctypes.CDLL, weight: Tensor, back: bool) -> Tensor:
     real, channels = weight.shape[:2]
     out = _filled(real)
-    weights = weight.new_empty((36, channels * out), requires_grad=False)
+    weights = weight.new_empty((36, channels * out))
     size = (out, channels, real) if back else (channels, out, real)
     kernels.winograd_weights(
         weight.data_ptr(), *weight.stride(), *size, back, weights.data_ptr(), torch.get_num_threads()
@@ -191,18 +216,6 @@ def _filled(channels: int) -> int:
     return -(-channels // _STEP) * _STEP
 
 
-def _convolve(
-    x: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    plus: Tensor | None,
-    real: int,
-    doubled: bool = False,
-) -> Tensor:
-    """(B, real, H, W), channels-last, of x (B, C_in, H, W) in that layout and transformed weights."""
-    return _run(_found(), x, weights, bias, plus, real, doubled)
-
-
 def _run(
     kernels: ctypes.CDLL,
     x: Tensor,
@@ -212,28 +225,29 @@ def _run(
     real: int,
     doubled: bool,
 ) -> Tensor:
+    """(B, real, H, W), channels-last, of x (B, C_in, H, W) in that layout and transformed weights, and `plus`
+    of the result's shape, whose channels then are a multiple of _STEP."""
     b, height, width = _size(x.shape, doubled)
     channels, out, threads = x.shape[1], _filled(real), torch.get_num_threads()
-    y = x.new_empty((b, height, width, out), requires_grad=False)
+    y = x.new_empty((b, height, width, out))
     if bias is not None:
         bias = F.pad(bias, (0, out - real)) if out > real else bias.contiguous()
-    at_once = plus is not None and out == real and plus.dtype == torch.float32
-    added = plus.contiguous(memory_format=torch.channels_last) if plus is not None and at_once else None
-    pointers = [None if t is None else t.data_ptr() for t in (x, weights, bias, added, y)]
+    if plus is not None:
+        plus = plus.contiguous(memory_format=torch.channels_last)
+    pointers = [None if t is None else t.data_ptr() for t in (x, weights, bias, plus, y)]
     tiles = _tiles(x.shape, doubled)
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
     size = b, height, width, channels, out, doubled
     _check(kernels.winograd(*pointers, *size, most, sharers, threads))
-    y = y[..., :real].contiguous().permute(0, 3, 1, 2)
-    return y if plus is None or at_once else plus + y
+    return y[..., :real].contiguous().permute(0, 3, 1, 2)
 
 
 def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool) -> Tensor:
     """The gradient of `weight`, by that of the result, channels-last and filled up."""
     channels, out = x.shape[1], gradient.shape[1]
     threads = min(torch.get_num_threads(), max(1, _SUMS // (36 * channels * out)))
-    result = torch.empty_like(weight, requires_grad=False)
-    sums = x.new_empty(threads * 36 * channels * out, requires_grad=False)
+    result = torch.empty_like(weight)
+    sums = x.new_empty(threads * 36 * channels * out)
     pointers = x.data_ptr(), gradient.data_ptr(), result.data_ptr()
     size = *_size(x.shape, doubled), channels, out, len(weight), doubled
     most = _block(_tiles(x.shape, doubled), threads)
@@ -260,5 +274,6 @@ def _block(tiles: int, threads: int) -> int:
 
 
 def _check(failed: int) -> None:
+    """Raise what a kernel could not."""
     if failed:
-        raise MemoryError("no memory left for a convolution; a smaller --batch-size needs less")
+        raise MemoryError("no memory left for a convolution")

@@ -1,13 +1,18 @@
 """Compiled kernels: made once, kept, made again, and done without."""
 
+import os
+import platform
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from genkit import native
 
-needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler here")
+needs_compiler = pytest.mark.skipif(
+    native._compiler() is None or platform.system() != "Linux", reason="no C++ compiler, or another system"
+)
 
 
 @needs_compiler
@@ -21,7 +26,7 @@ def test_libraries_are_kept_until_something_changes(home, tmp_path):
     )
 
     def run(**env):
-        env = {"GENKIT_CACHE": str(folder), "PATH": "/usr/bin:/bin", **env}
+        env = {**os.environ, "GENKIT_CACHE": str(folder), **env}
         return subprocess.run(
             [sys.executable, "-c", code, str(source)], capture_output=True, text=True, env=env
         )
@@ -37,27 +42,53 @@ def test_libraries_are_kept_until_something_changes(home, tmp_path):
     assert run().stdout == "6\n"
 
 
+def absent_home():
+    """What pathlib does for a user whom no file of users knows."""
+    raise RuntimeError("Could not determine home directory.")
+
+
 @needs_compiler
-def test_what_cannot_be_kept_is_made_for_the_process(monkeypatch, tmp_path):
+@pytest.mark.parametrize("why", ["a file in the way", "nobody's home"])
+def test_what_cannot_be_kept_is_made_for_the_process(why, monkeypatch, tmp_path):
     source, file = tmp_path / "one.cpp", tmp_path / "file"
     source.write_text('extern "C" int one() { return 1; }')
     file.write_text("no folder")
-    monkeypatch.setenv("GENKIT_CACHE", str(file))
+    if why == "a file in the way":
+        monkeypatch.setenv("GENKIT_CACHE", str(file))
+    else:
+        monkeypatch.delenv("GENKIT_CACHE")
+        monkeypatch.setattr("pathlib.Path.home", absent_home)
     library = native.library.__wrapped__(source)
     assert library is not None
     assert library.one() == 1
     assert sorted(tmp_path.iterdir()) == [file, source]
 
 
-@pytest.mark.parametrize("why", ["off", "no compiler", "not C++", "another system"])
-def test_without_a_library_there_is_none(why, monkeypatch, tmp_path, home):
+@pytest.mark.parametrize(
+    "why, warning",
+    [
+        ("off", None),
+        ("another system", None),
+        ("no compiler", None),
+        ("absent compiler", "empty runs without its C.. kernels: .*absent"),
+        ("open quote", "empty runs without its C.. kernels: No closing quotation"),
+        pytest.param("not C++", "empty runs without its C.. kernels: .*error", marks=needs_compiler),
+    ],
+)
+def test_without_a_library_there_is_none(why, warning, monkeypatch, tmp_path, home):
     source = tmp_path / "empty.cpp"
     source.write_text("not C++" if why == "not C++" else "")
     if why == "off":
         monkeypatch.setenv("GENKIT_NATIVE", "0")
     elif why == "no compiler":
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif why == "absent compiler":
         monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    elif why == "open quote":
+        monkeypatch.setenv("CXX", "g++ '")
     elif why == "another system":
         monkeypatch.setattr("platform.system", lambda: "Darwin")
-    assert native.library.__wrapped__(source) is None
+    with pytest.warns(RuntimeWarning, match=warning) if warning else nullcontext():
+        assert native.library.__wrapped__(source) is None
     assert not list(home.glob("native/*empty*"))

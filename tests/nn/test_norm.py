@@ -1,13 +1,15 @@
 """Group norm of channels-last maps: values and gradients against torch's own operations."""
 
+import copy
 from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from genkit.nn import norm as module
+from genkit.nn import norm_cpp
 from genkit.nn.norm import GroupNorm, norm_silu, normalise
 
 
@@ -160,3 +162,101 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     x[1] = 1000 + 1e-3 * x[1]
     with torch.no_grad():
         assert torch.equal(norm_silu(norm, x)[:1], norm_silu(norm, x[:1]))
+
+
+def test_chain_is_a_sequence():
+    layers = [GroupNorm(4, 8), nn.SiLU(), GroupNorm(2, 8), nn.Conv2d(8, 8, 1), GroupNorm(4, 8), nn.SiLU()]
+    x = torch.randn(3, 8, 4, 5).contiguous(memory_format=torch.channels_last)
+    chain, plain = module.Chain(*layers), nn.Sequential(*layers)
+    assert list(chain.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(chain(x), plain(x))
+    torch.testing.assert_close(module.Chain(nn.SiLU())(x), F.silu(x))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The names of the passes that norm.cpp did."""
+    if norm_cpp._kernels() is None:
+        pytest.skip("no C++ compiler here: torch's operations are used")
+    ran = []
+    for name in ("forward", "backward"):
+        call = getattr(norm_cpp, name)
+        monkeypatch.setattr(norm_cpp, name, lambda *a, name=name, call=call: (ran.append(name), call(*a))[1])
+    return ran
+
+
+# groups of 2, 16 and 24 channels and one of all; vectors of channels by fours and what is left; few pixels,
+# and more than are summed at once; a mean so large that squares cancel
+@pytest.mark.parametrize("groups, channels", [(8, 16), (3, 48), (2, 48), (1, 80), (5, 80)])
+@pytest.mark.parametrize("told", ["", "added", "scale", "added scale"])
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("size, mean, threads", [((3, 5), 0.5, 1), ((9, 15), 0.5, 2), ((3, 5), 100.0, 2)])
+def test_kernels_equal_double_precision(
+    groups, channels, told, activate, size, mean, threads, kernels, monkeypatch
+):
+    """Oracle: torch's operations in float64, on the same numbers."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.manual_seed(groups + channels)
+    norm = GroupNorm(groups, channels, eps=1e-6)
+    for parameter in norm.parameters():
+        parameter.data = torch.randn(channels)
+    x = (torch.randn(3, channels, *size) + mean).contiguous(memory_format=torch.channels_last)
+    added, scale, shift = (torch.randn(3, channels) for _ in range(3))
+    given = [x, added if "added" in told else None, *((scale, shift) if "scale" in told else (None, None))]
+    slope = torch.randn(3, channels, *size)
+
+    def run(norm, given, slope, function):
+        given = [None if t is None else t.clone().requires_grad_() for t in given]
+        result = function(norm, *given, activate)
+        leaves = [t for t in (*given, *norm.parameters()) if t is not None]
+        return result, *torch.autograd.grad(result, leaves, slope)
+
+    found = run(norm, given, slope, normalise)
+    assert kernels == ["forward", "backward"]
+    wide = [None if t is None else t.double() for t in given]
+    expected = run(copy.deepcopy(norm).double(), wide, slope.double(), reference)
+    # the statistics of numbers around 100 lose a factor of 100
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= (3e-6 if mean < 1 else 2e-4) * b.abs().max()
+
+
+@pytest.mark.parametrize(
+    "case", ["other channels", "a row for all", "scale alone", "float64 vector", "layout"]
+)
+def test_kernels_leave_the_rest_to_torch(case, kernels, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    norm = GroupNorm(4, 16)
+    x = torch.randn(3, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        if case == "other channels":
+            with pytest.raises(RuntimeError):
+                norm(torch.randn(3, 32, 4, 4).contiguous(memory_format=torch.channels_last))
+        elif case == "a row for all":
+            row = torch.randn(1, 16)
+            assert torch.allclose(
+                normalise(norm, x, row), reference(norm, x, row, None, None, False), atol=1e-5
+            )
+        elif case == "scale alone":
+            assert torch.allclose(normalise(norm, x, scale=torch.ones(3, 16)), norm(x), atol=1e-5)
+            kernels.clear()  # the second one's
+        elif case == "float64 vector":
+            normalise(norm, x, torch.randn(3, 16).double())
+        else:
+            norm(x.contiguous())
+    assert kernels == []
+
+
+def test_gradients_with_a_graph_of_a_norm_used_twice():
+    norm = GroupNorm(4, 16)
+    norm.weight.data.normal_()
+    x = torch.randn(3, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+
+    def gradients(function):
+        y = function(norm, function(norm, x).sin()).pow(3).sum()
+        return torch.autograd.grad(y, list(norm.parameters()), create_graph=True)
+
+    def plain(norm, x):
+        return F.group_norm(x, 4, norm.weight, norm.bias, norm.eps)
+
+    for a, b in zip(gradients(normalise), gradients(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
