@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -61,7 +62,8 @@ def exit_code(work: Callable[[], object]) -> int:
     """
     debug = os.environ.get("GENKIT_DEBUG") == "1"
     try:
-        work()
+        with nullcontext() if debug else _warnings_in_one_line():
+            work()
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
@@ -86,6 +88,17 @@ def exit_code(work: Callable[[], object]) -> int:
             raise
         print("genkit: out of memory; try a smaller --batch-size", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Within: what libraries warn of is said without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 class Interrupt:

@@ -72,3 +72,13 @@ def test_info_of_a_stream_that_is_none(monkeypatch, capfd):
     code, out, err = genkit(capfd, "info", "-")
     assert (code, out) == (2, "")
     assert err.startswith("genkit: standard input is not a safetensors file")
+
+
+def test_a_librarys_warning_is_one_line():
+    """Oracle: neither the place in the code nor the line breaks."""
+    code = (
+        "import warnings; from genkit_cli.console import exit_code;"
+        "exit_code(lambda: warnings.warn('two\\n lines', RuntimeWarning))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert done.stderr == "warning: two lines\n"
