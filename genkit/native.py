@@ -12,6 +12,9 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from . import cache
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -36,6 +39,24 @@ def library(source: Path) -> ctypes.CDLL | None:
         reason = next((line for line in said if "error" in line), str(error))
         warnings.warn(f"{source.stem} runs without its C++ kernels: {reason}", RuntimeWarning, stacklevel=2)
         return None
+
+
+def readable(*tensors: Tensor | None) -> bool:
+    """Whether kernels of float32 on a CPU can read all of these (None is none) from their addresses."""
+    return (
+        all(
+            t is None
+            or (t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter))
+            for t in tensors
+        )
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def addresses(*tensors: Tensor | None) -> list[int | None]:
+    """Where the numbers of the tensors lie, None for none; they must outlive the call that gets this."""
+    return [None if t is None else t.data_ptr() for t in tensors]
 
 
 def _compiler() -> list[str] | None:

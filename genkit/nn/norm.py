@@ -7,19 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import norm_cpp
+from . import again, norm_cpp
+from .norm_cpp import Inputs as _Inputs
 
 _PART = 512 << 10  # bytes of a map that one core works on at a time: it and its result stay in the L2 cache
 _CANCELS = 1e-3  # share of the mean square below which the variance is summed again about the mean
-
-
-class _Inputs(NamedTuple):
-    x: Tensor
-    weight: Tensor
-    bias: Tensor
-    added: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
 
 
 class GroupNorm(nn.GroupNorm):
@@ -206,16 +198,14 @@ def _moments(rows: Tensor, added: Tensor | None, groups: int) -> tuple[Tensor, T
 def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, _Found]:
     """The result, in the layout and dtype of x, and what the backward pass needs besides."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
-    weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[1:])
-    assert weight is not None
-    assert bias is not None
-    if norm_cpp.suits(rows, inputs.weight, inputs.bias, *inputs[3:]):
-        result, channel, mean, rstd, gain, offset = norm_cpp.forward(
-            rows, weight, bias, added, scale, shift, groups, eps, activate
-        )
+    if norm_cpp.suits(inputs):
+        result, channel, mean, rstd, gain, offset = norm_cpp.forward(rows, inputs, groups, eps, activate)
         return _map(result, inputs.x), _Found(
             channel, mean[..., None], rstd[..., None], gain[:, None], offset[:, None]
         )
+    weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[1:])
+    assert weight is not None
+    assert bias is not None
     channel, mean, variance = _moments(rows, added, groups)
     rstd = (variance + eps).rsqrt_()
     gain = rstd * weight.view(groups, -1)
@@ -246,10 +236,8 @@ def _backward(
     """The gradient of x, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
-    if norm_cpp.suits(rows, *inputs[1:], gradient=grads):
-        dx, *sums = norm_cpp.backward(
-            rows, grads, inputs.weight, inputs.added, inputs.scale, found, groups, activate
-        )
+    if norm_cpp.suits(inputs, grads):
+        dx, *sums = norm_cpp.backward(rows, grads, inputs, found, groups, activate)
         return _map(dx, inputs.x), _Sums(*sums)
     # the SiLU's gradient waits in `result` for the sums; without a SiLU it is `grads` itself
     result = torch.empty_like(rows)
@@ -320,8 +308,12 @@ class _Normalise(torch.autograd.Function):
         saved, (groups, eps, activate) = ctx.saved_tensors, ctx.settings
         inputs = _Inputs(*saved[:6])
         if torch.is_grad_enabled():
+
+            def plain(*tensors: Any) -> Tensor:
+                return _plain(_Inputs(*tensors), groups, eps, activate)
+
             return (
-                *_differentiable(inputs, gradient, ctx.needs_input_grad, groups, eps, activate),
+                *again.gradients(plain, inputs, gradient, ctx.needs_input_grad[:6]),
                 *[None] * 3,
             )
         found = _Found(*saved[6:])
@@ -345,20 +337,3 @@ def _small_gradients(inputs: _Inputs, found: _Found, sums: _Sums, groups: int) -
     if scale is not None:
         gradients[3], gradients[4] = normed * weight + sums.plain * bias, sums.plain
     return [None if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs[1:])]
-
-
-def _differentiable(
-    inputs: _Inputs,
-    gradient: Tensor,
-    needed: tuple[bool, ...],
-    groups: int,
-    eps: float,
-    activate: bool,
-) -> list[Tensor | None]:
-    """All gradients, as a graph of torch's own operations."""
-    # of views: x may itself be made of the same weights, and that way is not this function's
-    views = _Inputs(*(None if t is None else t.view_as(t) for t in inputs))  # type: ignore[arg-type]
-    result = _plain(views, groups, eps, activate)
-    wanted = [t for t, wants in zip(views, needed) if wants and t is not None]
-    found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
-    return [next(found) if wants else None for wants in needed[:6]]

@@ -3,14 +3,27 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..native import library
+from ..native import addresses, library, readable
 
 _STEP = 16  # channels are a multiple of it
 _POINTER, _DOUBLE, _LONG, _INT = ctypes.c_void_p, ctypes.c_double, ctypes.c_int64, ctypes.c_int
+
+
+class Inputs(NamedTuple):
+    """What is normalised, x (B, C, H, W), with the vectors that go with it: weight and bias (C,), the others
+    (B, C)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    added: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
 
 
 @functools.cache
@@ -25,75 +38,41 @@ def _kernels() -> ctypes.CDLL | None:
     return found
 
 
-def suits(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    added: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    gradient: Tensor | None = None,
-) -> bool:
-    """Whether rows (B, P, C), the vectors with them and the gradient of the result are what the kernels take,
-    and there are kernels."""
-    b, _, channels = rows.shape
-    tensors = [t for t in (rows, weight, bias, added, scale, shift, gradient) if t is not None]
+def suits(inputs: Inputs, *others: Tensor) -> bool:
+    """Whether these, x channels-last, are what the kernels take, and there are kernels."""
+    b, channels = inputs.x.shape[:2]
+    _, weight, bias, added, scale, shift = inputs
     return (
         channels % _STEP == 0
         and b >= torch.get_num_threads()  # an image is one thread's
-        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+        and readable(*inputs, *others)
         and weight.shape == bias.shape == (channels,)
         and all(t is None or t.shape == (b, channels) for t in (added, scale, shift))
         and (scale is None) == (shift is None)
-        and not torch._C._are_functorch_transforms_active()
         and _kernels() is not None
     )
 
 
-def forward(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    added: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    groups: int,
-    eps: float,
-    activate: bool,
-) -> tuple[Tensor, ...]:
+def forward(rows: Tensor, inputs: Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, ...]:
     """The result (B, P, C); means of the channels (B, C); means and 1 / std of the groups (B, G); gain and
-    offset (B, C) of the affine map from rows to the argument of the SiLU."""
+    offset (B, C) of the affine map from rows to the argument of the SiLU.
+
+    rows: (B, P, C), the pixels of x.
+    """
     kernels = _kernels()
     assert kernels is not None
     b, pixels, channels = rows.shape
     result, channel, gain, offset = (rows.new_empty(s) for s in (rows.shape, *[(b, channels)] * 3))
     mean, rstd = (rows.new_empty((b, groups)) for _ in range(2))
-    given = _whole(rows, weight, bias, added, scale, shift)
+    given = _whole(rows, *inputs[1:])
     made = result, channel, mean, rstd, gain, offset
-    kernels.normalise(
-        *_pointers(*given),
-        eps,
-        b,
-        pixels,
-        channels,
-        groups,
-        activate,
-        *_pointers(*made),
-        torch.get_num_threads(),
-    )
+    size = b, pixels, channels, groups, activate
+    kernels.normalise(*addresses(*given), eps, *size, *addresses(*made), torch.get_num_threads())
     return made
 
 
 def backward(
-    rows: Tensor,
-    gradient: Tensor,
-    weight: Tensor,
-    added: Tensor | None,
-    scale: Tensor | None,
-    found: tuple[Tensor, ...],
-    groups: int,
-    activate: bool,
+    rows: Tensor, gradient: Tensor, inputs: Inputs, found: tuple[Tensor, ...], groups: int, activate: bool
 ) -> tuple[Tensor, ...]:
     """The gradient of rows (B, P, C), and over pixels the sums (B, C) of the gradient of the affine map's
     value, of that times (rows + added), and of the first.
@@ -104,25 +83,12 @@ def backward(
     assert kernels is not None
     b, pixels, channels = rows.shape
     made = [rows.new_empty(s) for s in (rows.shape, *[(b, channels)] * 4)]
-    given = _whole(rows, gradient, weight, added, scale)
-    kernels.normalise_back(
-        *_pointers(*given),
-        b,
-        pixels,
-        channels,
-        groups,
-        activate,
-        *_pointers(*found, *made),
-        torch.get_num_threads(),
-    )
+    given = _whole(rows, gradient, inputs.weight, inputs.added, inputs.scale)
+    size = b, pixels, channels, groups, activate
+    kernels.normalise_back(*addresses(*given), *size, *addresses(*found, *made), torch.get_num_threads())
     return tuple(made[:4])
 
 
 def _whole(*tensors: Tensor | None) -> list[Tensor | None]:
-    """The same tensors without gaps; they must live until the kernel is done."""
+    """The same tensors without gaps."""
     return [None if t is None else t.contiguous() for t in tensors]
-
-
-def _pointers(*tensors: Tensor | None) -> list[int | None]:
-    """Their addresses."""
-    return [None if t is None else t.data_ptr() for t in tensors]

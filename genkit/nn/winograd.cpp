@@ -13,8 +13,7 @@
 namespace {
 
 constexpr int IN = 6, OUT = 4, POINTS = IN * IN;
-// A product of R rows and V vectors of columns has its sums and factors in registers: these two are the
-// shapes.
+// A product of R rows and V vectors of columns has its sums and factors in registers: the shapes.
 constexpr int WIDE = REGISTERS == 32 ? 4 : 2, ROWS = 6, ROWS_NARROW = REGISTERS == 32 ? 12 : 6;
 constexpr int64_t PANEL = WIDE * LANES, PAIR = 2 * LANES;
 
@@ -145,8 +144,7 @@ struct Tile {
           left(i % s.across() * OUT) {}
 };
 
-// Whether a transformed input is 0 at this point: where pixels are equal by twos, the third row and column
-// are.
+// Whether a transformed input is 0 here: where pixels are equal by twos, the third row and column are.
 bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || point % IN == 2); }
 
 // Between two points of a transformed block: a whole number of pages would put all 36 in the same cache sets.

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native import library
+from ..native import addresses, library, readable
+from . import again
 
 _STEP = 16  # channels in are a multiple of it; channels out are filled up with zeros
 _LARGEST = 1 << 18  # channels in times channels out: their transformed weights take 38 MB
@@ -33,7 +35,7 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
-        self._kept: _Kept | None = None
+        self._kept: dict[bool, _Kept] = {}
 
     def forward(self, x: Tensor, plus: Tensor | None = None, doubled: bool = False) -> Tensor:
         """x: (B, channels_in, H, W) -> (B, channels_out, H, W).
@@ -48,17 +50,15 @@ class Conv3x3(nn.Conv2d):
         if plus is not None and not self._takes(plus, _size(x.shape, doubled)):
             return self(x, doubled=doubled) + plus
         if learns:
-            return _Convolve.apply(*tensors, doubled)
-        return _run(_found(), x, self._transformed(), self.bias, plus, self.out_channels, doubled)
+            return _Convolve.apply(*tensors, doubled, self._transformed)
+        return _run(_found(), x, self._transformed(self.weight), self.bias, plus, self.out_channels, doubled)
 
     def _suits(self, x: Tensor, doubled: bool, fewest: int) -> bool:
         """Whether the kernels take these, and pay."""
         out, channels = self.weight.shape[:2]
         return (
-            not torch.compiler.is_compiling()
+            readable(x, self.weight, self.bias)
             and not torch.is_autocast_enabled("cpu")
-            and not torch._C._are_functorch_transforms_active()
-            and _simple(x, self.weight, self.bias)
             and channels % _STEP == 0
             and channels * _filled(out) <= _LARGEST
             and x.ndim == 4
@@ -73,20 +73,19 @@ class Conv3x3(nn.Conv2d):
         """Whether the kernel can add `plus` to whole vectors of channels."""
         b, height, width = size
         whole = plus.shape == (b, self.out_channels, height, width) and self.out_channels % _STEP == 0
-        return whole and _simple(plus)
+        return whole and readable(plus)
 
-    def _transformed(self) -> Tensor:
-        """The weights as the kernel wants them: kept while they are frozen."""
-        weight = self.weight
+    def _transformed(self, weight: Tensor, back: bool = False) -> Tensor:
+        """`_transform` of this layer's weight: kept while it is frozen."""
         if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
-            return _transform(_found(), weight)
-        kept, state = self._kept, (weight.data_ptr(), weight._version)
+            return _transform(_found(), weight, back)
+        kept, state = self._kept.get(back), (weight.data_ptr(), weight._version)
         if kept is None or kept.state != state:
-            kept = self._kept = _Kept(weight.detach(), state, _transform(_found(), weight))
+            kept = self._kept[back] = _Kept(weight.detach(), state, _transform(_found(), weight, back))
         return kept.weights
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": None}  # type: ignore[dict-item]  # copies make their own
+        return {**super().__getstate__(), "_kept": {}}  # type: ignore[dict-item]  # copies make their own
 
 
 class _Kept(NamedTuple):
@@ -95,25 +94,22 @@ class _Kept(NamedTuple):
     weights: Tensor
 
 
-def _simple(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can read these from memory."""
-    return all(
-        t is None
-        or (type(t) in (Tensor, nn.Parameter) and t.device.type == "cpu" and t.dtype == torch.float32)
-        for t in tensors
-    )
-
-
 class _Convolve(torch.autograd.Function):
     """The convolution with its gradients; gradients of the gradient go through torch's own operations."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        plus: Tensor | None,
+        doubled: bool,
+        transformed: Callable[..., Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.doubled = doubled
-        return _run(_found(), x, _transform(_found(), weight), bias, plus, len(weight), doubled)
+        ctx.doubled, ctx.transformed = doubled, transformed
+        return _run(_found(), x, transformed(weight), bias, plus, len(weight), doubled)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,19 +117,20 @@ class _Convolve(torch.autograd.Function):
         dx = dw = db = None
         dplus = gradient if ctx.needs_input_grad[3] else None
         if torch.is_grad_enabled():
-            found = _differentiable(x, weight, bias, ctx.doubled, gradient, ctx.needs_input_grad)
-            return *found, dplus, None
+            plain = functools.partial(_plain, plus=None, doubled=ctx.doubled)
+            found = again.gradients(plain, (x, weight, bias), gradient, ctx.needs_input_grad[:3])
+            return *found, dplus, None, None
         if ctx.needs_input_grad[2]:
             db = gradient.sum((0, 2, 3))
         missing = _filled(len(weight)) - len(weight)
         gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            dx = _run(_found(), gradient, _transform(_found(), weight, True), None, None, x.shape[1], False)
+            dx = _run(_found(), gradient, ctx.transformed(weight, True), None, None, x.shape[1], False)
             dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
         if ctx.needs_input_grad[1]:
             dw = _weight_gradient(x, gradient, weight, ctx.doubled)
-        return dx, dw, db, dplus, None
+        return dx, dw, db, dplus, None, None
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool) -> Tensor:
@@ -156,21 +153,6 @@ def _doubling(weight: Tensor) -> Tensor:
     taps = taps[..., 1:] + taps[..., :-1]
     taps = taps[..., 1:, :] + taps[..., :-1, :]
     return taps.flip(2, 3).transpose(0, 1)
-
-
-def _differentiable(
-    x: Tensor, weight: Tensor, bias: Tensor | None, doubled: bool, gradient: Tensor, needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """The gradients, as a graph of torch's own operations."""
-    # of views: x may itself be made of the same weights, and that way is not this function's
-    views = [None if t is None else t.view_as(t) for t in (x, weight, bias)]
-    wanted = [t for t, wants in zip(views, needed) if wants and t is not None]
-    if not wanted:
-        return [None] * 3
-    x, weight, bias = views  # type: ignore[assignment]
-    result = _plain(x, weight, bias, None, doubled)
-    found = iter(torch.autograd.grad(result, wanted, gradient, create_graph=True))
-    return [next(found) if wants else None for wants in needed[:3]]
 
 
 @functools.cache
@@ -234,11 +216,10 @@ def _run(
         bias = F.pad(bias, (0, out - real)) if out > real else bias.contiguous()
     if plus is not None:
         plus = plus.contiguous(memory_format=torch.channels_last)
-    pointers = [None if t is None else t.data_ptr() for t in (x, weights, bias, plus, y)]
     tiles = _tiles(x.shape, doubled)
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
     size = b, height, width, channels, out, doubled
-    _check(kernels.winograd(*pointers, *size, most, sharers, threads))
+    _check(kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads))
     return y[..., :real].contiguous().permute(0, 3, 1, 2)
 
 
@@ -248,11 +229,10 @@ def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool)
     threads = min(torch.get_num_threads(), max(1, _SUMS // (36 * channels * out)))
     result = torch.empty_like(weight)
     sums = x.new_empty(threads * 36 * channels * out)
-    pointers = x.data_ptr(), gradient.data_ptr(), result.data_ptr()
     size = *_size(x.shape, doubled), channels, out, len(weight), doubled
     most = _block(_tiles(x.shape, doubled), threads)
     call = _found().winograd_weights_back
-    _check(call(*pointers, *result.stride(), *size, sums.data_ptr(), most, threads))
+    _check(call(*addresses(x, gradient, result), *result.stride(), *size, sums.data_ptr(), most, threads))
     return result
 
 

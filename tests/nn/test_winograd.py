@@ -199,7 +199,7 @@ def test_kept_weights_follow_the_parameters():
     layer, x = layer_and_maps(16, 16, 4, 8, 8)
     layer.requires_grad_(False)
     layer(x)
-    assert layer._kept is not None
+    assert layer._kept
     other = Conv3x3(16, 16).requires_grad_(False)
 
     def assert_follows():
@@ -218,13 +218,30 @@ def test_kept_weights_follow_the_parameters():
     assert_follows()
 
 
+def test_frozen_weights_are_transformed_once_each_way(direct, monkeypatch):
+    layer, x = layer_and_maps(16, 16, 16, 8, 8)
+    layer.requires_grad_(False)
+    x.requires_grad_()
+    made, transform = [], winograd._transform
+    monkeypatch.setattr(winograd, "_transform", lambda *a: (made.append(a[2:]), transform(*a))[1])
+
+    def gradient():
+        return torch.autograd.grad(layer(x).square().sum(), x)[0]
+
+    for _ in range(2):
+        assert_near(gradient(), direct(gradient))
+    assert made == [(False,), (True,)]
+    layer.weight.mul_(2)
+    assert_near(gradient(), direct(gradient))
+
+
 def test_copies_and_pickles_leave_the_kept_weights_behind():
     layer, x = layer_and_maps(16, 16, 4, 8, 8)
     layer.requires_grad_(False)
     expected = layer(x)
     size = len(pickle.dumps(Conv3x3(16, 16)))
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other._kept is None
+        assert not other._kept
         assert torch.equal(other(x), expected)
     assert len(pickle.dumps(layer)) < 1.1 * size
 
@@ -297,7 +314,7 @@ def test_what_does_not_suit_goes_through_torch(case, ran):
             with torch.inference_mode():
                 layer = Conv3x3(16, 16).requires_grad_(False)
                 assert_near(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
-            assert layer._kept is None  # whether they change cannot be seen
+            assert not layer._kept  # whether they change cannot be seen
             return
         found = layer(x)
         expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
