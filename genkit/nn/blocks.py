@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
 from .norm import group_norm, norm_silu
@@ -113,15 +114,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> the same shape."""
-        b, c, height, width = x.shape
         h = self.norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (
-            f(h).view(b, -1, self.heads, c // self.heads).transpose(1, 2)
-            for f in (self.query, self.key, self.value)
-        )
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = self.out(h.transpose(1, 2).reshape(b, -1, c))
-        total = x + h.transpose(1, 2).reshape(b, c, height, width)
+        h = self.out(attend(self.query(h), self.key(h), self.value(h), self.heads))
+        total = x + h.transpose(1, 2).reshape(x.shape)
         return total if self.skip_scale == 1 else total * self.skip_scale
 
 

@@ -12,24 +12,6 @@ constexpr int WIDE = 4;           // vectors of channels that a pass takes at a 
 constexpr int64_t PART = 64;      // pixels that are summed by themselves first, for exactness
 constexpr double CANCELS = 1e-3;  // as in norm.py
 
-// e^x to 2 units in the last place, after Cephes; saturates beyond +-87.
-Vec exponential(Vec x) {
-    const Vec high = Vec{} + 87.0f, low = Vec{} - 87.0f, magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: rounds
-    x = x > high ? high : x;
-    x = x < low ? low : x;
-    const Vec shifted = x * 1.44269504f + magic, n = shifted - magic;
-    const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec p = Vec{} + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
-    return p * (Vec)power;
-}
-
 Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Sums over the pixels of f(pixel, channel), which gives two vectors, into `first` and `second` (C floats).

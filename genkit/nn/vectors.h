@@ -21,6 +21,24 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
+// e^x to 2 units in the last place, after Cephes; saturates beyond +-87.
+static inline Vec exponential(Vec x) {
+    const Vec high = Vec{} + 87.0f, low = Vec{} - 87.0f, magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: rounds
+    x = x > high ? high : x;
+    x = x < low ? low : x;
+    const Vec shifted = x * 1.44269504f + magic, n = shifted - magic;
+    const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = Vec{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
+    return p * (Vec)power;
+}
+
 // Memory that a thread keeps from call to call.
 struct Scratch {
     float* data = nullptr;

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "products.h"
 
 namespace {
 
@@ -75,57 +75,6 @@ void kernel_back(const Vec* u, Vec* r) {
     r[2] = u[5] - sum / 6 + sum2 / 6;
 }
 
-// R rows of a (R, C) times V vectors of columns of the panel u (C, V * LANES).
-template <int R, int V>
-void multiply(const float* a, int64_t row, const float* u, int64_t channels, float* m, int64_t out) {
-    Vec sums[R][V];
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++) sums[i][j] = Vec{};
-    for (int64_t c = 0; c < channels; c++) {
-        Vec b[V];
-        for (int j = 0; j < V; j++) b[j] = load(u + (c * V + j) * LANES);
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < V; j++) sums[i][j] += a[i * row + c] * b[j];
-    }
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++) store(m + i * out + j * LANES, sums[i][j]);
-}
-
-template <int R, int V>
-void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_t channels, float* m,
-                  int64_t out) {
-    int64_t i = 0;
-    for (; i + R <= n; i += R) multiply<R, V>(a + i * row, row, u, channels, m + i * out, out);
-    for (; i + 4 <= n; i += 4) multiply<4, V>(a + i * row, row, u, channels, m + i * out, out);
-    for (; i + 2 <= n; i += 2) multiply<2, V>(a + i * row, row, u, channels, m + i * out, out);
-    for (; i < n; i++) multiply<1, V>(a + i * row, row, u, channels, m + i * out, out);
-}
-
-// Adds to R rows of u (R, V * LANES) the product of the transposed a (n, R) and the columns b (n, V * LANES).
-template <int R, int V>
-void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, int64_t n, float* u,
-                 int64_t row_u) {
-    Vec sums[R][V];
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++) sums[i][j] = load(u + i * row_u + j * LANES);
-    for (int64_t t = 0; t < n; t++) {
-        Vec v[V];
-        for (int j = 0; j < V; j++) v[j] = load(b + t * row_b + j * LANES);
-        for (int i = 0; i < R; i++)
-            for (int j = 0; j < V; j++) sums[i][j] += a[t * row_a + i] * v[j];
-    }
-    for (int i = 0; i < R; i++)
-        for (int j = 0; j < V; j++) store(u + i * row_u + j * LANES, sums[i][j]);
-}
-
-template <int V>
-void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b, int64_t n,
-                  float* u, int64_t row_u) {
-    int64_t i = 0;
-    constexpr int R = REGISTERS == 32 ? 8 : 4;
-    for (; i + R <= rows; i += R) add_product<R, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
-}
-
 // Height and width are those of the result. With `doubled`, the input is half as large, and every pixel of it
 // stands for 2x2.
 struct Maps {
@@ -160,7 +109,7 @@ void transform_input(const Maps& s, Tile tile, const float* x, const float* zero
             from[i][j] = inside ? x + (row * (s.width >> s.doubled) + (z >> s.doubled)) * s.in : zeros;
         }
     for (int64_t c = 0; c < s.in; c += LANES) {
-        Vec half[IN][IN];
+        alignas(64) Vec half[IN][IN];
         for (int j = 0; j < IN; j++) {
             Vec d[IN], r[IN];
             for (int i = 0; i < IN; i++) d[i] = load(from[i][j] + c);
@@ -182,7 +131,7 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
         columns = std::min<int64_t>(OUT, s.width - tile.left);
     const int64_t begin = ((tile.image * s.height + tile.top) * s.width + tile.left) * s.out + panel.first;
     for (int64_t k = 0; k < panel.wide; k += LANES) {
-        Vec half[OUT][IN];
+        alignas(64) Vec half[OUT][IN];
         for (int j = 0; j < IN; j++) {
             Vec d[IN], r[OUT];
             for (int i = 0; i < IN; i++) d[i] = load(m + (i * IN + j) * point + k);
@@ -201,8 +150,9 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
     }
 }
 
+// Adds the sums over pixels to `total` (K).
 void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* zeros, float* z,
-                        int64_t point) {
+                        int64_t point, float* total) {
     const float* from[OUT][OUT];
     for (int i = 0; i < OUT; i++)
         for (int j = 0; j < OUT; j++) {
@@ -211,13 +161,16 @@ void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* 
             from[i][j] = inside ? dy + (row * s.width + tile.left + j) * s.out : zeros;
         }
     for (int64_t k = 0; k < s.out; k += LANES) {
-        Vec half[IN][OUT];
+        alignas(64) Vec half[IN][OUT];
+        Vec sum = load(total + k);
         for (int j = 0; j < OUT; j++) {
             Vec d[OUT], r[IN];
             for (int i = 0; i < OUT; i++) d[i] = load(from[i][j] + k);
+            sum += d[0] + d[1] + (d[2] + d[3]);
             output_back(d, r);
             for (int i = 0; i < IN; i++) half[i][j] = r[i];
         }
+        store(total + k, sum);
         for (int i = 0; i < IN; i++) {
             Vec r[IN];
             output_back(half[i], r);
@@ -242,7 +195,7 @@ void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_
         const auto [first, wide] = Panel(k, out);
         for (int64_t c = 0; c < in; c++) {
             float* to = u + POINTS * first * in + c * wide + k - first;
-            Vec half[IN][3];
+            alignas(64) Vec half[IN][3];
             for (int j = 0; j < 3; j++) {
                 Vec g[3], r[IN];
                 for (int i = 0; i < 3; i++) {
@@ -320,25 +273,26 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
     return failed;
 }
 
-// dw, whose strides are given as for the weights, for the first `real` channels, of x (N, H, W, C) and dy (N,
-// H, W, K), in blocks of `most` tiles. sums: scratch of threads * 36 C K floats; thread by thread, so that
-// the result is always the same. 0, or 1: no memory.
-int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t stride_k, int64_t stride_c,
-                          int64_t stride_y, int64_t stride_x, int64_t images, int64_t height, int64_t width,
-                          int64_t in, int64_t out, int64_t real, int doubled, float* sums, int64_t most,
-                          int threads) {
+// dw, whose strides are given as for the weights, for the first `real` channels, and db (K) of x (N, H, W, C)
+// and dy (N, H, W, K), in blocks of `most` tiles. sums: scratch of threads * (36 C + 1) K floats; thread by
+// thread, so that the result is always the same. 0, or 1: no memory.
+int winograd_weights_back(const float* x, const float* dy, float* dw, float* db, int64_t stride_k,
+                          int64_t stride_c, int64_t stride_y, int64_t stride_x, int64_t images,
+                          int64_t height, int64_t width, int64_t in, int64_t out, int64_t real, int doubled,
+                          float* sums, int64_t most, int threads) {
     const Maps s{images, height, width, in, out, doubled};
     const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_z = padded(out);
-    const int64_t size = POINTS * in * out;
+    const int64_t weights = POINTS * in * out, size = weights + out;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
         const int64_t size_v = POINTS * most * row_v, size_z = POINTS * most * row_z,
                       wide = std::max(in, out);
-        float *zeros = scratch.of(wide + size_v + size_z), *v = nullptr, *z = nullptr;
+        float* zeros = scratch.of(wide + size_v + size_z + out);
+        float *v = nullptr, *z = nullptr, *total = nullptr;
         if (zeros) {
-            v = zeros + wide, z = v + size_v;
+            v = zeros + wide, z = v + size_v, total = z + size_z;
             std::fill(zeros, zeros + wide, 0.0f);
         } else {
 #pragma omp atomic write
@@ -350,11 +304,13 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
             std::fill(u, u + size, 0.0f);
             for (int64_t b = blocks * part / threads; zeros && b < blocks * (part + 1) / threads; b++) {
                 const int64_t first = b * most, n = std::min(most, s.tiles() - first);
+                std::fill(total, total + out, 0.0f);
                 for (int64_t t = 0; t < n; t++) {
                     const Tile tile(s, first + t);
                     transform_input(s, tile, x, zeros, v + t * row_v, most * row_v);
-                    transform_gradient(s, tile, dy, zeros, z + t * row_z, most * row_z);
+                    transform_gradient(s, tile, dy, zeros, z + t * row_z, most * row_z, total);
                 }
+                for (int64_t k = 0; k < out; k++) u[weights + k] += total[k];
                 for (int p = 0; p < POINTS; p++) {
                     if (empty(s, p)) continue;
                     const float *a = v + p * most * row_v, *gradient = z + p * most * row_z;
@@ -368,9 +324,12 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
             }
         }
 #pragma omp for
-        for (int64_t k = 0; k < out; k += LANES)
+        for (int64_t k = 0; k < out; k += LANES) {
+            Vec bias = {};
+            for (int part = 0; part < threads; part++) bias += load(sums + part * size + weights + k);
+            store(db + k, bias);
             for (int64_t c = 0; c < in; c++) {
-                Vec half[3][IN];
+                alignas(64) Vec half[3][IN];
                 for (int j = 0; j < IN; j++) {
                     Vec u[IN], r[3];
                     for (int i = 0; i < IN; i++) {
@@ -390,6 +349,7 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, int64_t st
                                 r[j][lane];
                 }
             }
+        }
     }
     return failed;
 }

@@ -120,17 +120,15 @@ class _Convolve(torch.autograd.Function):
             plain = functools.partial(_plain, plus=None, doubled=ctx.doubled)
             found = again.gradients(plain, (x, weight, bias), gradient, ctx.needs_input_grad[:3])
             return *found, dplus, None, None
-        if ctx.needs_input_grad[2]:
-            db = gradient.sum((0, 2, 3))
         missing = _filled(len(weight)) - len(weight)
         gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
             dx = _run(_found(), gradient, ctx.transformed(weight, True), None, None, x.shape[1], False)
             dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
-        if ctx.needs_input_grad[1]:
-            dw = _weight_gradient(x, gradient, weight, ctx.doubled)
-        return dx, dw, db, dplus, None, None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            dw, db = _weight_gradients(x, gradient, weight, ctx.doubled)
+        return dx, dw, None if bias is None else db, dplus, None, None
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool) -> Tensor:
@@ -163,7 +161,7 @@ def _kernels() -> ctypes.CDLL | None:
         return None
     found.winograd_weights.argtypes = [_POINTER, *[_LONG] * 7, _INT, _POINTER, _INT]
     found.winograd.argtypes = [*[_POINTER] * 5, *[_LONG] * 5, _INT, _LONG, _INT, _INT]
-    found.winograd_weights_back.argtypes = [*[_POINTER] * 3, *[_LONG] * 10, _INT, _POINTER, _LONG, _INT]
+    found.winograd_weights_back.argtypes = [*[_POINTER] * 4, *[_LONG] * 10, _INT, _POINTER, _LONG, _INT]
     found.winograd_weights.restype, found.winograd.restype = None, _INT
     found.winograd_weights_back.restype = _INT
     with torch.no_grad():
@@ -223,17 +221,18 @@ def _run(
     return y[..., :real].contiguous().permute(0, 3, 1, 2)
 
 
-def _weight_gradient(x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool) -> Tensor:
-    """The gradient of `weight`, by that of the result, channels-last and filled up."""
+def _weight_gradients(x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of `weight` and bias, by that of the result, channels-last and filled up."""
     channels, out = x.shape[1], gradient.shape[1]
-    threads = min(torch.get_num_threads(), max(1, _SUMS // (36 * channels * out)))
-    result = torch.empty_like(weight)
-    sums = x.new_empty(threads * 36 * channels * out)
+    summed = (36 * channels + 1) * out
+    threads = min(torch.get_num_threads(), max(1, _SUMS // summed))
+    result, bias, sums = torch.empty_like(weight), x.new_empty(out), x.new_empty(threads * summed)
     size = *_size(x.shape, doubled), channels, out, len(weight), doubled
     most = _block(_tiles(x.shape, doubled), threads)
     call = _found().winograd_weights_back
-    _check(call(*addresses(x, gradient, result), *result.stride(), *size, sums.data_ptr(), most, threads))
-    return result
+    made = addresses(x, gradient, result, bias)
+    _check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads))
+    return result, bias[: len(weight)]
 
 
 def _size(shape: torch.Size, doubled: bool) -> tuple[int, int, int]:

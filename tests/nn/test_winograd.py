@@ -37,7 +37,7 @@ def direct(monkeypatch):
 def ran(monkeypatch):
     """The names of the kernels that ran, in order."""
     names = []
-    for name in ("_run", "_weight_gradient"):
+    for name in ("_run", "_weight_gradients"):
         call = getattr(winograd, name)
         monkeypatch.setattr(
             winograd, name, lambda *a, name=name, call=call: (names.append(name), call(*a))[1]
@@ -105,7 +105,7 @@ def test_plus_is_added(out, layout, direct, ran):
 
     for found, expected in zip(value_and_gradients(), direct(value_and_gradients), strict=True):
         assert_near(found, expected)
-    assert ran == ["_run", "_weight_gradient"]
+    assert ran == ["_run", "_weight_gradients"]
     with torch.no_grad():
         assert_near(layer(x, plus=plus), layer(x) + plus)
 
@@ -128,7 +128,7 @@ def test_gradients_are_torchs(direct, ran, x_too, sums, doubled, out, monkeypatc
 
     for found, expected in zip(gradients(), direct(gradients), strict=True):
         assert_near(found, expected)
-    assert ran == ["_run", *(["_run"] if x_too else []), "_weight_gradient"]
+    assert ran == ["_run", *(["_run"] if x_too else []), "_weight_gradients"]
 
 
 def test_gradients_are_the_same_every_time():
@@ -182,7 +182,7 @@ def test_gradients_of_a_gradient_are_torchs(direct, ran, doubled):
     for found, expected in zip(penalty_gradient(), direct(penalty_gradient), strict=True):
         assert_near(found, expected)
     # forward, and the value's own part in the gradient; the gradient of the gradient is torch's
-    assert ran == ["_run", "_run", "_weight_gradient"]
+    assert ran == ["_run", "_run", "_weight_gradients"]
 
 
 def test_an_image_does_not_depend_on_its_batch():

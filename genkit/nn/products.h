@@ -1,0 +1,58 @@
+// Products of small matrices, with their sums in registers.
+#pragma once
+
+#include "vectors.h"
+
+// R rows of a (R, C) times V vectors of columns of the panel u (C, V * LANES).
+template <int R, int V>
+static inline void multiply(const float* a, int64_t row, const float* u, int64_t channels, float* m,
+                            int64_t out) {
+    Vec sums[R][V];
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) sums[i][j] = Vec{};
+    for (int64_t c = 0; c < channels; c++) {
+        Vec b[V];
+        for (int j = 0; j < V; j++) b[j] = load(u + (c * V + j) * LANES);
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) sums[i][j] += a[i * row + c] * b[j];
+    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) store(m + i * out + j * LANES, sums[i][j]);
+}
+
+template <int R, int V>
+static inline void multiply_all(const float* a, int64_t row, int64_t n, const float* u, int64_t channels,
+                                float* m, int64_t out) {
+    int64_t i = 0;
+    for (; i + R <= n; i += R) multiply<R, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i + 4 <= n; i += 4) multiply<4, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i + 2 <= n; i += 2) multiply<2, V>(a + i * row, row, u, channels, m + i * out, out);
+    for (; i < n; i++) multiply<1, V>(a + i * row, row, u, channels, m + i * out, out);
+}
+
+// Adds to R rows of u (R, V * LANES) the product of the transposed a (n, R) and the columns b (n, V * LANES).
+template <int R, int V>
+static inline void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, int64_t n,
+                               float* u, int64_t row_u) {
+    Vec sums[R][V];
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) sums[i][j] = load(u + i * row_u + j * LANES);
+    for (int64_t t = 0; t < n; t++) {
+        Vec v[V];
+        for (int j = 0; j < V; j++) v[j] = load(b + t * row_b + j * LANES);
+        for (int i = 0; i < R; i++)
+            for (int j = 0; j < V; j++) sums[i][j] += a[t * row_a + i] * v[j];
+    }
+    for (int i = 0; i < R; i++)
+        for (int j = 0; j < V; j++) store(u + i * row_u + j * LANES, sums[i][j]);
+}
+
+template <int V>
+static inline void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b,
+                                int64_t n, float* u, int64_t row_u) {
+    int64_t i = 0;
+    constexpr int R = REGISTERS == 32 ? 8 : 4;
+    for (; i + R <= rows; i += R) add_product<R, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+    for (; i + 2 <= rows; i += 2) add_product<2, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+    for (; i < rows; i++) add_product<1, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+}
