@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int VECTORS = 2, ROWS = REGISTERS == 32 ? 12 : 6;
+constexpr int VECTORS = 2;
 constexpr int64_t WIDTH = VECTORS * LANES;
 
 // A head of (L, channels) rows: its `size` numbers of each.
@@ -32,7 +32,7 @@ void turn_back(const float* from, int64_t n, int64_t size, int64_t row, float sc
 
 // (rows, WIDTH): x times `turned` (size, WIDTH).
 void scores(const Head& x, const float* turned, float* to) {
-    multiply_all<ROWS, VECTORS>(x.data, x.row, x.rows, turned, x.size, to, WIDTH);
+    multiply_panel(WIDTH, x.data, x.row, x.rows, turned, x.size, to, WIDTH);
 }
 
 // (size, WIDTH): the transposed x times `weights` (rows, WIDTH).

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..native import readable
 from .attention import attend
 from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
-from .norm import group_norm, norm_silu
+from .norm import group_norm, joined, norm_silu
 from .winograd import Conv3x3
 
 Norm = Callable[[int], nn.Module]  # channels -> the normalisation of maps of so many channels
@@ -36,6 +37,33 @@ def sinusoid(x: Tensor, width: int, shift: float = 1.0, cosine_first: bool = Fal
     angle = x.float()[:, None] * frequency
     parts = [angle.cos(), angle.sin()] if cosine_first else [angle.sin(), angle.cos()]
     return torch.cat(parts, dim=1)
+
+
+class Conv1x1(nn.Conv2d):
+    """`nn.Conv2d(channels_in, channels_out, 1)`: the same parameters and, to rounding, results."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        """x: (B, channels_in, H, W) -> (B, channels_out, H, W).
+
+        more: a map whose channels follow those of x, as if they were `joined`. Where that costs more than a
+        second product, float32 in channels-last layout on a CPU, they are not.
+        """
+        maps = [x] if more is None else [x, more]
+        if (
+            more is None
+            or not readable(x, more, self.weight)
+            or torch.is_autocast_enabled("cpu")
+            or not all(t.is_contiguous(memory_format=torch.channels_last) for t in maps)
+        ):
+            return super().forward(joined(x, more))
+        weights = self.weight[:, :, 0, 0].split([t.shape[1] for t in maps], dim=1)
+        rows = [t.permute(0, 2, 3, 1).flatten(0, 2) for t in maps]
+        y = F.linear(rows[0], weights[0], self.bias)
+        y = (torch.addmm if torch.is_grad_enabled() else Tensor.addmm_)(y, rows[1], weights[1].t())
+        return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):
@@ -68,19 +96,25 @@ class ResBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.conv2 = Conv3x3(channels_out, channels_out)
         same = channels_in == channels_out
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.shortcut = nn.Identity() if same else Conv1x1(channels_in, channels_out)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """x: (B, channels_in, H, W), embedding: (B, E) -> (B, channels_out, H, W)."""
-        h = self.conv1(norm_silu(self.norm1, x))
+    def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        """x: (B, channels_in, H, W), embedding: (B, E) -> (B, channels_out, H, W).
+
+        skip: a map whose channels follow those of x, the two of them `channels_in`.
+        """
+        h = self.conv1(norm_silu(self.norm1, x, more=skip))
         e = self.embed(embedding) if self.embed is not None else None
         if e is not None and self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
             h = norm_silu(self.norm2, h, scale=scale, shift=shift)
         else:
             h = norm_silu(self.norm2, h, added=e)
-        total = self.conv2(self.dropout(h), plus=self.shortcut(x))
+        total = self.conv2(self.dropout(h), plus=self._shortened(x, skip))
         return total if self.skip_scale == 1 else total * self.skip_scale
+
+    def _shortened(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        return self.shortcut(x, skip) if isinstance(self.shortcut, Conv1x1) else joined(x, skip)
 
 
 class Attention(nn.Module):

@@ -14,6 +14,24 @@ constexpr double CANCELS = 1e-3;  // as in norm.py
 
 Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
 
+// Channels [begin, begin + wide) of an image, which lie together: (P, wide).
+template <class Float>
+struct Part {
+    Float* data;
+    int64_t begin, wide;
+};
+
+// An image of a map whose first channels are in x (N, P, split), and the others, if any, in `more`.
+template <class Float>
+struct Image {
+    Part<Float> parts[2];
+    Image(Float* x, Float* more, int64_t n, int64_t pixels, int64_t channels, int64_t split)
+        : parts{{x + n * pixels * split, 0, split},
+                {more ? more + n * pixels * (channels - split) : nullptr, split, channels - split}} {}
+
+    const Part<Float>& of(int64_t channel) const { return parts[channel >= parts[1].begin]; }
+};
+
 // Sums over the pixels of f(pixel, channel), which gives two vectors, into `first` and `second` (C floats).
 template <class F>
 void sum(int64_t pixels, int64_t channels, float* first, float* second, F f) {
@@ -43,23 +61,27 @@ void sum(int64_t pixels, int64_t channels, float* first, float* second, F f) {
 extern "C" {
 
 // y (N, P, C) = silu(norm(x + added) * (1 + scale) + shift), the SiLU only to `activate`; added, or scale and
-// shift (N, C) may be null. Also channel, gain and offset (N, C), mean and rstd (N, G): `_Found` of norm.py.
-void normalise(const float* x, const float* weight, const float* bias, const float* added, const float* scale,
-               const float* shift, double eps, int64_t images, int64_t pixels, int64_t channels,
-               int64_t groups, int activate, float* y, float* channel, float* mean, float* rstd, float* gain,
-               float* offset, int threads) {
+// shift (N, C) may be null. The channels of x from `split` on lie in `more`. Also channel, gain and offset
+// (N, C), mean and rstd (N, G): `_Found` of norm.py.
+void normalise(const float* x, const float* more, const float* weight, const float* bias, const float* added,
+               const float* scale, const float* shift, double eps, int64_t images, int64_t pixels,
+               int64_t channels, int64_t split, int64_t groups, int activate, float* y, float* channel,
+               float* mean, float* rstd, float* gain, float* offset, int threads) {
     const int64_t wide = channels / groups;
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
-        const float *from = x + n * pixels * channels, *a = added ? added + n * channels : nullptr;
+        const Image<const float> image(x, more, n, pixels, channels, split);
+        const float* a = added ? added + n * channels : nullptr;
         float *to = y + n * pixels * channels, *sums = channel + n * channels;
         float *g = gain + n * channels,
               *o = offset + n * channels;  // the squares lie in g until they are used
-        sum(pixels, channels, sums, g, [&](int64_t p, int64_t c, Vec& plain, Vec& square) {
-            const Vec v = load(from + p * channels + c);
-            plain += v;
-            square += v * v;
-        });
+        for (const auto& part : image.parts)
+            sum(pixels, part.wide, sums + part.begin, g + part.begin,
+                [&](int64_t p, int64_t c, Vec& plain, Vec& square) {
+                    const Vec v = load(part.data + p * part.wide + c);
+                    plain += v;
+                    square += v * v;
+                });
         for (int64_t group = 0; group < groups; group++) {
             const int64_t begin = group * wide, end = begin + wide;
             double m = 0, q = 0;
@@ -73,10 +95,11 @@ void normalise(const float* x, const float* weight, const float* bias, const flo
             if (variance < CANCELS * q) {  // summed again about the mean
                 variance = 0;
                 for (int64_t c = begin; c < end; c++) {
+                    const auto& part = image.of(c);
                     const float centre = static_cast<float>(m - (a ? a[c] : 0));
                     double square = 0;
                     for (int64_t p = 0; p < pixels; p++) {
-                        const double d = from[p * channels + c] - centre;
+                        const double d = part.data[p * part.wide + c - part.begin] - centre;
                         square += d * d;
                     }
                     variance += square / pixels;
@@ -97,41 +120,51 @@ void normalise(const float* x, const float* weight, const float* bias, const flo
             g[c] = static_cast<float>(by), o[c] = static_cast<float>(plus);
             sums[c] /= pixels;
         }
-        for (int64_t p = 0; p < pixels; p++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                Vec v = load(from + p * channels + c) * load(g + c) + load(o + c);
-                if (activate) v *= sigmoid(v);
-                store(to + p * channels + c, v);
-            }
+        for (const auto& part : image.parts)
+            for (int64_t p = 0; p < pixels; p++)
+                for (int64_t i = 0; i < part.wide; i += LANES) {
+                    const int64_t c = part.begin + i;
+                    Vec v = load(part.data + p * part.wide + i) * load(g + c) + load(o + c);
+                    if (activate) v *= sigmoid(v);
+                    store(to + p * channels + c, v);
+                }
     }
 }
 
-// dx (N, P, C) of the gradient dy, and the sums over pixels, (N, C): `_Sums` of norm.py. level (N, C):
-// scratch.
-void normalise_back(const float* x, const float* dy, const float* weight, const float* added,
-                    const float* scale, int64_t images, int64_t pixels, int64_t channels, int64_t groups,
-                    int activate, const float* channel, const float* mean, const float* rstd,
-                    const float* gain, const float* offset, float* dx, float* plain, float* times,
-                    float* total, float* level, int threads) {
+// dx (N, P, C) of the gradient dy, its channels from `split` on in `dmore`, and the sums over pixels, (N, C):
+// `_Sums` of norm.py. level (N, C): scratch.
+void normalise_back(const float* x, const float* more, const float* dy, const float* weight,
+                    const float* added, const float* scale, int64_t images, int64_t pixels, int64_t channels,
+                    int64_t split, int64_t groups, int activate, const float* channel, const float* mean,
+                    const float* rstd, const float* gain, const float* offset, float* dx, float* dmore,
+                    float* plain, float* times, float* total, float* level, int threads) {
     const int64_t wide = channels / groups;
     const double count = static_cast<double>(pixels * wide);
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
-        const int64_t image = n * pixels * channels, row = n * channels;
-        const float *from = x + image, *above = dy + image, *g = gain + row, *o = offset + row;
+        const int64_t row = n * channels;
+        const Image<const float> image(x, more, n, pixels, channels, split);
+        const Image<float> result(dx, dmore, n, pixels, channels, split);
+        const float *above = dy + n * pixels * channels, *g = gain + row, *o = offset + row;
         const float* a = added ? added + row : nullptr;
-        float *to = dx + image, *t = total + row;
-        sum(pixels, channels, plain + row, times + row, [&](int64_t p, int64_t c, Vec& sums, Vec& products) {
-            const Vec v = load(from + p * channels + c);
-            Vec d = load(above + p * channels + c);
-            if (activate) {
-                const Vec u = v * load(g + c) + load(o + c), s = sigmoid(u);
-                d *= s * (1.0f + u * (1.0f - s));
-                store(to + p * channels + c, d);  // waits there for the second pass
-            }
-            sums += d;
-            products += d * v;
-        });
+        float* t = total + row;
+        for (int i = 0; i < 2; i++) {
+            const auto& from = image.parts[i];
+            const auto& to = result.parts[i];
+            const float *gains = g + from.begin, *offsets = o + from.begin;
+            sum(pixels, from.wide, plain + row + from.begin, times + row + from.begin,
+                [&](int64_t p, int64_t c, Vec& sums, Vec& products) {
+                    const Vec v = load(from.data + p * from.wide + c);
+                    Vec d = load(above + p * channels + from.begin + c);
+                    if (activate) {
+                        const Vec u = v * load(gains + c) + load(offsets + c), s = sigmoid(u);
+                        d *= s * (1.0f + u * (1.0f - s));
+                        store(to.data + p * to.wide + c, d);  // waits there for the second pass
+                    }
+                    sums += d;
+                    products += d * v;
+                });
+        }
         if (a)
             for (int64_t c = 0; c < channels; c++) times[row + c] += a[c] * plain[row + c];
         // the gradient of x is gain * d + slope * x + level; slope lies in `total` until that is known
@@ -150,13 +183,19 @@ void normalise_back(const float* x, const float* dy, const float* weight, const 
                 levels[c] = static_cast<float>(shift + (a ? slope * a[c] : 0));
             }
         }
-        const float* waiting = activate ? to : above;
-        for (int64_t p = 0; p < pixels; p++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                const int64_t i = p * channels + c;
-                store(to + i,
-                      load(waiting + i) * load(g + c) + load(from + i) * load(t + c) + load(levels + c));
-            }
+        for (int i = 0; i < 2; i++) {
+            const auto& from = image.parts[i];
+            const auto& to = result.parts[i];
+            const float* waiting = activate ? to.data : above + from.begin;
+            const int64_t step = activate ? to.wide : channels;
+            for (int64_t p = 0; p < pixels; p++)
+                for (int64_t k = 0; k < from.wide; k += LANES) {
+                    const int64_t c = from.begin + k;
+                    store(to.data + p * to.wide + k, load(waiting + p * step + k) * load(g + c) +
+                                                         load(from.data + p * from.wide + k) * load(t + c) +
+                                                         load(levels + c));
+                }
+        }
         for (int64_t c = 0; c < channels; c++)
             t[c] = g[c] * plain[row + c] + pixels * (t[c] * channel[row + c] + levels[c]);
     }

@@ -38,15 +38,22 @@ def norm_silu(
     added: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
+    more: Tensor | None = None,
 ) -> Tensor:
     """silu(norm(x + added) * (1 + scale) + shift), in as few passes over `x` as the device allows.
 
     x: (B, C, H, W); added, scale, shift: (B, C), the last two together or not at all ("AdaGN", Dhariwal &
-    Nichol 2021). Any `norm` will do; a `GroupNorm` is fast.
+    Nichol 2021). more: a map whose channels follow those of x, as if they were `joined`. Any `norm` will do;
+    a `GroupNorm` is fast.
     """
     if isinstance(norm, GroupNorm):
-        return normalise(norm, x, added, scale, shift, activate=True)
-    return F.silu(_adapted(norm(_plus(x, added)), scale, shift))
+        return normalise(norm, x, added, scale, shift, activate=True, more=more)
+    return F.silu(_adapted(norm(_plus(joined(x, more), added)), scale, shift))
+
+
+def joined(x: Tensor, more: Tensor | None) -> Tensor:
+    """The map with the channels of x, then those of `more`, if any."""
+    return x if more is None else torch.cat([x, more], dim=1)
 
 
 class Chain(nn.Sequential):
@@ -71,6 +78,7 @@ def normalise(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activate: bool = False,
+    more: Tensor | None = None,
 ) -> Tensor:
     """As `norm_silu`, the SiLU only to `activate`.
 
@@ -79,9 +87,11 @@ def normalise(
     cache a few images at a time, with one affine map per image and channel for all that is not the SiLU.
     Elsewhere (other layouts and devices, compiled code) torch's operations do it, which compilers fuse.
     """
-    inputs = _Inputs(x, norm.weight, norm.bias, added, scale, shift)
+    inputs = _Inputs(x, more, norm.weight, norm.bias, added, scale, shift)
+    if more is not None and not (norm.affine and _suits(x) and _suits(more) and norm_cpp.suits(inputs)):
+        inputs = inputs._replace(x=joined(x, more), more=None)
     settings = norm.num_groups, norm.eps, activate
-    if not _suits(x) or norm.weight is None:
+    if not _suits(inputs.x) or norm.weight is None:
         return _plain(inputs, *settings)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         return _Normalise.apply(*inputs, *settings)
@@ -89,7 +99,8 @@ def normalise(
 
 
 def _plain(inputs: _Inputs, groups: int, eps: float, activate: bool) -> Tensor:
-    h = F.group_norm(_plus(inputs.x, inputs.added), groups, inputs.weight, inputs.bias, eps)
+    x = joined(inputs.x, inputs.more)
+    h = F.group_norm(_plus(x, inputs.added), groups, inputs.weight, inputs.bias, eps)
     h = _adapted(h, inputs.scale, inputs.shift)
     return F.silu(h) if activate else h
 
@@ -141,9 +152,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _map(rows: Tensor, like: Tensor) -> Tensor:
-    """The rows as a channels-last map of the shape of `like`."""
-    b, c, height, width = like.shape
-    return rows.view(b, height, width, c).permute(0, 3, 1, 2)
+    """The rows as a channels-last map of the height and width of `like`."""
+    return rows.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -199,11 +209,14 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
     """The result, in the layout and dtype of x, and what the backward pass needs besides."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     if norm_cpp.suits(inputs):
-        result, channel, mean, rstd, gain, offset = norm_cpp.forward(rows, inputs, groups, eps, activate)
+        more = None if inputs.more is None else _rows(inputs.more)
+        result, channel, mean, rstd, gain, offset = norm_cpp.forward(
+            rows, more, inputs, groups, eps, activate
+        )
         return _map(result, inputs.x), _Found(
             channel, mean[..., None], rstd[..., None], gain[:, None], offset[:, None]
         )
-    weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[1:])
+    weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[2:])
     assert weight is not None
     assert bias is not None
     channel, mean, variance = _moments(rows, added, groups)
@@ -232,13 +245,18 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
 
 def _backward(
     inputs: _Inputs, found: _Found, gradient: Tensor, groups: int, activate: bool
-) -> tuple[Tensor, _Sums]:
-    """The gradient of x, and the sums from which those of the others follow."""
+) -> tuple[Tensor, Tensor | None, _Sums]:
+    """The gradients of x and `more`, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
     if norm_cpp.suits(inputs, grads):
-        dx, *sums = norm_cpp.backward(rows, grads, inputs, found, groups, activate)
-        return _map(dx, inputs.x), _Sums(*sums)
+        more = None if inputs.more is None else _rows(inputs.more)
+        dx, dmore, sums = norm_cpp.backward(rows, more, grads, inputs, found, groups, activate)
+        return _map(dx, inputs.x), None if dmore is None else _map(dmore, inputs.x), _Sums(*sums)
+    if inputs.more is not None:
+        whole = inputs._replace(x=joined(inputs.x, inputs.more), more=None)
+        both, _, summed = _backward(whole, found, gradient, groups, activate)
+        return both[:, : inputs.x.shape[1]], both[:, inputs.x.shape[1] :], summed
     # the SiLU's gradient waits in `result` for the sums; without a SiLU it is `grads` itself
     result = torch.empty_like(rows)
     inner = result if activate else grads
@@ -268,7 +286,7 @@ def _backward(
         if result.dtype != wide:
             result[part] = t
     total = found.gain[:, 0] * plain + rows.shape[1] * (slope[:, 0] * found.channel + level[:, 0])
-    return _map(result, inputs.x), _Sums(plain, times, total)
+    return _map(result, inputs.x), None, _Sums(plain, times, total)
 
 
 def _through_statistics(
@@ -297,7 +315,7 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        inputs, ctx.settings = _Inputs(*args[:6]), args[6:]
+        inputs, ctx.settings = _Inputs(*args[:7]), args[7:]
         groups, eps, activate = ctx.settings
         result, found = _forward(inputs, groups, eps, activate)
         ctx.save_for_backward(*inputs, *found)
@@ -306,24 +324,24 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved, (groups, eps, activate) = ctx.saved_tensors, ctx.settings
-        inputs = _Inputs(*saved[:6])
+        inputs = _Inputs(*saved[:7])
         if torch.is_grad_enabled():
 
             def plain(*tensors: Any) -> Tensor:
                 return _plain(_Inputs(*tensors), groups, eps, activate)
 
             return (
-                *again.gradients(plain, inputs, gradient, ctx.needs_input_grad[:6]),
+                *again.gradients(plain, inputs, gradient, ctx.needs_input_grad[:7]),
                 *[None] * 3,
             )
-        found = _Found(*saved[6:])
-        dx, sums = _backward(inputs, found, gradient, groups, activate)
-        return (dx, *_small_gradients(inputs, found, sums, groups), *[None] * 3)
+        found = _Found(*saved[7:])
+        dx, dmore, sums = _backward(inputs, found, gradient, groups, activate)
+        return (dx, dmore, *_small_gradients(inputs, found, sums, groups), *[None] * 3)
 
 
 def _small_gradients(inputs: _Inputs, found: _Found, sums: _Sums, groups: int) -> list[Tensor | None]:
-    """Gradients of all but x, each in the dtype of its tensor."""
-    _, weight, bias, added, scale, _ = inputs
+    """Gradients of all but the maps, each in the dtype of its tensor."""
+    _, _, weight, bias, added, scale, _ = inputs
     n, channels = sums.plain.shape
     shape = (n, groups, channels // groups)
     centred = sums.times.view(shape) - found.mean * sums.plain.view(shape)
@@ -336,4 +354,4 @@ def _small_gradients(inputs: _Inputs, found: _Found, sums: _Sums, groups: int) -
         gradients[2] = sums.result
     if scale is not None:
         gradients[3], gradients[4] = normed * weight + sums.plain * bias, sums.plain
-    return [None if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs[1:])]
+    return [None if g is None or t is None else g.to(t.dtype) for g, t in zip(gradients, inputs[2:])]

@@ -16,9 +16,10 @@ _POINTER, _DOUBLE, _LONG, _INT = ctypes.c_void_p, ctypes.c_double, ctypes.c_int6
 
 class Inputs(NamedTuple):
     """What is normalised, x (B, C, H, W), with the vectors that go with it: weight and bias (C,), the others
-    (B, C)."""
+    (B, C). The last channels may lie in another map, `more`, behind those of x."""
 
     x: Tensor
+    more: Tensor | None
     weight: Tensor
     bias: Tensor
     added: Tensor | None
@@ -31,19 +32,21 @@ def _kernels() -> ctypes.CDLL | None:
     """The functions of norm.cpp, where they can be had."""
     found = library(Path(__file__).with_name("norm.cpp"))
     if found is not None:
-        sizes = [*[_LONG] * 4, _INT]  # images, pixels, channels, groups; whether the SiLU follows
-        found.normalise.argtypes = [*[_POINTER] * 6, _DOUBLE, *sizes, *[_POINTER] * 6, _INT]
-        found.normalise_back.argtypes = [*[_POINTER] * 5, *sizes, *[_POINTER] * 10, _INT]
+        sizes = [*[_LONG] * 5, _INT]  # images, pixels, channels, those in x, groups; whether the SiLU follows
+        found.normalise.argtypes = [*[_POINTER] * 7, _DOUBLE, *sizes, *[_POINTER] * 6, _INT]
+        found.normalise_back.argtypes = [*[_POINTER] * 6, *sizes, *[_POINTER] * 11, _INT]
         found.normalise.restype = found.normalise_back.restype = None
     return found
 
 
 def suits(inputs: Inputs, *others: Tensor) -> bool:
-    """Whether these, x channels-last, are what the kernels take, and there are kernels."""
-    b, channels = inputs.x.shape[:2]
-    _, weight, bias, added, scale, shift = inputs
+    """Whether these, the maps channels-last, are what the kernels take, and there are kernels."""
+    x, more, weight, bias, added, scale, shift = inputs
+    b, channels = len(x), len(weight)
     return (
-        channels % _STEP == 0
+        channels % _STEP == x.shape[1] % _STEP == 0
+        and channels == x.shape[1] + (0 if more is None else more.shape[1])
+        and (more is None or (b, *x.shape[2:]) == (len(more), *more.shape[2:]))
         and b >= torch.get_num_threads()  # an image is one thread's
         and readable(*inputs, *others)
         and weight.shape == bias.shape == (channels,)
@@ -53,40 +56,52 @@ def suits(inputs: Inputs, *others: Tensor) -> bool:
     )
 
 
-def forward(rows: Tensor, inputs: Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, ...]:
+def forward(
+    rows: Tensor, more: Tensor | None, inputs: Inputs, groups: int, eps: float, activate: bool
+) -> tuple[Tensor, ...]:
     """The result (B, P, C); means of the channels (B, C); means and 1 / std of the groups (B, G); gain and
     offset (B, C) of the affine map from rows to the argument of the SiLU.
 
-    rows: (B, P, C), the pixels of x.
+    rows, more: (B, P, C), or two parts of these channels: the pixels of x and of `inputs.more`.
     """
     kernels = _kernels()
     assert kernels is not None
-    b, pixels, channels = rows.shape
-    result, channel, gain, offset = (rows.new_empty(s) for s in (rows.shape, *[(b, channels)] * 3))
+    b, pixels, split = rows.shape
+    channels = len(inputs.weight)
+    result, channel, gain, offset = (rows.new_empty(s) for s in ((b, pixels, channels), *[(b, channels)] * 3))
     mean, rstd = (rows.new_empty((b, groups)) for _ in range(2))
-    given = _whole(rows, *inputs[1:])
+    given = _whole(rows, more, *inputs[2:])
     made = result, channel, mean, rstd, gain, offset
-    size = b, pixels, channels, groups, activate
+    size = b, pixels, channels, split, groups, activate
     kernels.normalise(*addresses(*given), eps, *size, *addresses(*made), torch.get_num_threads())
     return made
 
 
 def backward(
-    rows: Tensor, gradient: Tensor, inputs: Inputs, found: tuple[Tensor, ...], groups: int, activate: bool
-) -> tuple[Tensor, ...]:
-    """The gradient of rows (B, P, C), and over pixels the sums (B, C) of the gradient of the affine map's
-    value, of that times (rows + added), and of the first.
+    rows: Tensor,
+    more: Tensor | None,
+    gradient: Tensor,
+    inputs: Inputs,
+    found: tuple[Tensor, ...],
+    groups: int,
+    activate: bool,
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """The gradients of rows and of `more`, and over pixels the sums (B, C) of the gradient of the affine
+    map's value, of that times (rows + added), and of the first two.
 
     found: what `forward` gives after its result.
     """
     kernels = _kernels()
     assert kernels is not None
-    b, pixels, channels = rows.shape
-    made = [rows.new_empty(s) for s in (rows.shape, *[(b, channels)] * 4)]
-    given = _whole(rows, gradient, inputs.weight, inputs.added, inputs.scale)
-    size = b, pixels, channels, groups, activate
+    b, pixels, split = rows.shape
+    channels = len(inputs.weight)
+    dx, dmore = torch.empty_like(rows), None if more is None else torch.empty_like(more)
+    sums = [rows.new_empty((b, channels)) for _ in range(4)]
+    given = _whole(rows, more, gradient, inputs.weight, inputs.added, inputs.scale)
+    size = b, pixels, channels, split, groups, activate
+    made = dx, dmore, *sums
     kernels.normalise_back(*addresses(*given), *size, *addresses(*found, *made), torch.get_num_threads())
-    return tuple(made[:4])
+    return dx, dmore, sums[:3]
 
 
 def _whole(*tensors: Tensor | None) -> list[Tensor | None]:

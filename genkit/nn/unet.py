@@ -72,7 +72,7 @@ class Up(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         """The level's output; takes one map a block from the end of `skips`."""
         for block, attention in zip(self.blocks, self.attentions, strict=True):
-            h = attention(block(torch.cat([h, skips.pop()], dim=1), embedding))
+            h = attention(block(h, embedding, skips.pop()))
         return h if self.resize is None else self.resize(h)
 
 

@@ -13,21 +13,6 @@
 namespace {
 
 constexpr int IN = 6, OUT = 4, POINTS = IN * IN;
-// A product of R rows and V vectors of columns has its sums and factors in registers: the shapes.
-constexpr int WIDE = REGISTERS == 32 ? 4 : 2, ROWS = 6, ROWS_NARROW = REGISTERS == 32 ? 12 : 6;
-constexpr int64_t PANEL = WIDE * LANES, PAIR = 2 * LANES;
-
-// Output channels whose weights lie together: PANEL of them, and of the last ones PAIR or LANES.
-struct Panel {
-    int64_t first, wide;
-    Panel(int64_t k, int64_t out) {
-        const int64_t whole = out / PANEL * PANEL, pairs = whole + (out - whole) / PAIR * PAIR;
-        wide = k < whole ? PANEL : k < pairs ? PAIR : LANES;
-        const int64_t begin = k < whole ? 0 : k < pairs ? whole : pairs;
-        first = begin + (k - begin) / wide * wide;
-    }
-};
-
 // B^T d, G g and A^T m of the paper, on vectors of channels.
 void input(const Vec* d, Vec* r) {
     Vec even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1], even2 = d[4] - d[2], odd2 = 2 * (d[3] - d[1]);
@@ -99,6 +84,11 @@ bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || p
 // Between two points of a transformed block: a whole number of pages would put all 36 in the same cache sets.
 int64_t padded(int64_t channels) { return channels + 16; }
 
+// Asks for what the tile to the right takes: the cache's own guesses end with each row of a tile. Where there
+// is no such tile, nothing happens.
+inline void ahead(const float* p) { __builtin_prefetch(p, 0); }
+inline void ahead(float* p) { __builtin_prefetch(p, 1); }
+
 void transform_input(const Maps& s, Tile tile, const float* x, const float* zeros, float* v, int64_t point) {
     const float* from[IN][IN];
     for (int i = 0; i < IN; i++)
@@ -108,7 +98,11 @@ void transform_input(const Maps& s, Tile tile, const float* x, const float* zero
             const int64_t row = (tile.image * s.height + y) >> s.doubled;
             from[i][j] = inside ? x + (row * (s.width >> s.doubled) + (z >> s.doubled)) * s.in : zeros;
         }
+    const int64_t row = (s.width >> s.doubled) * s.in, pixels = OUT >> s.doubled;
+    const float* next = from[2][2] + pixels * s.in;
     for (int64_t c = 0; c < s.in; c += LANES) {
+        for (int i = 0; i < pixels; i++)
+            for (int j = 0; j < pixels; j++) ahead(next + i * row + c * pixels + j * LANES);
         alignas(64) Vec half[IN][IN];
         for (int j = 0; j < IN; j++) {
             Vec d[IN], r[IN];
@@ -138,6 +132,11 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
             output(d, r);
             for (int i = 0; i < OUT; i++) half[i][j] = r[i];
         }
+        for (int i = 0; i < rows; i++)
+            for (int j = OUT; j < 2 * OUT; j++) {
+                ahead(y + begin + (i * s.width + j) * s.out + k);
+                if (plus) ahead(plus + begin + (i * s.width + j) * s.out + k);
+            }
         Vec add = bias ? load(bias + panel.first + k) : Vec{};
         for (int i = 0; i < rows; i++) {
             Vec r[OUT];
@@ -256,13 +255,11 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
                     k += panel.wide;
                     continue;
                 }
-                const auto multiply = panel.wide == PANEL  ? multiply_all<ROWS, WIDE>
-                                      : panel.wide == PAIR ? multiply_all<ROWS_NARROW, 2>
-                                                           : multiply_all<ROWS_NARROW, 1>;
                 for (int p = 0; p < POINTS; p++)
                     if (!empty(s, p))
-                        multiply(v + p * most * row_v, row_v, n, u + (POINTS * k + p * panel.wide) * in, in,
-                                 m + p * most * row_m, row_m);
+                        multiply_panel(panel.wide, v + p * most * row_v, row_v, n,
+                                       u + (POINTS * k + p * panel.wide) * in, in, m + p * most * row_m,
+                                       row_m);
                 for (int64_t t = 0; t < n; t++)
                     transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, plus, panel,
                                      y);
@@ -315,11 +312,7 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
                     if (empty(s, p)) continue;
                     const float *a = v + p * most * row_v, *gradient = z + p * most * row_z;
                     float* to = u + p * in * out;
-                    int64_t k = 0;
-                    for (; k + PAIR <= out; k += PAIR)
-                        add_products<2>(a, row_v, in, gradient + k, row_z, n, to + k, out);
-                    for (; k < out; k += LANES)
-                        add_products<1>(a, row_v, in, gradient + k, row_z, n, to + k, out);
+                    add_all_products(a, row_v, in, gradient, row_z, out, n, to);
                 }
             }
         }

@@ -220,6 +220,73 @@ def test_kernels_equal_double_precision(
         assert (a - b).abs().max() <= (3e-6 if mean < 1 else 2e-4) * b.abs().max()
 
 
+# parts that end within a group, between groups, and between vectors that a pass takes at once
+@pytest.mark.parametrize("groups, split, channels", [(3, 16, 48), (2, 16, 32), (1, 80, 96), (5, 32, 80)])
+@pytest.mark.parametrize("told, activate", [("", False), ("added scale", True)])
+@pytest.mark.parametrize("mean", [0.5, 100.0])
+def test_two_maps_equal_the_joined_one_in_double_precision(
+    groups, split, channels, told, activate, mean, kernels, monkeypatch
+):
+    """Oracle: torch's operations in float64 on the joined map."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    torch.manual_seed(groups + channels)
+    norm = GroupNorm(groups, channels, eps=1e-6)
+    for parameter in norm.parameters():
+        parameter.data = torch.randn(channels)
+    x = (torch.randn(3, channels, 9, 15) + mean).split([split, channels - split], 1)
+    x, more = (t.contiguous(memory_format=torch.channels_last) for t in x)
+    told = [torch.randn(3, channels) if told else None for _ in range(3)]
+    slope = torch.randn(3, channels, 9, 15)
+
+    def run(norm, slope, tensors, function):
+        tensors = [None if t is None else t.clone().requires_grad_() for t in tensors]
+        result = function(norm, *tensors)
+        leaves = [t for t in (*tensors, *norm.parameters()) if t is not None]
+        return result, *torch.autograd.grad(result, leaves, slope)
+
+    found = run(norm, slope, (x, more, *told), lambda n, x, m, *t: normalise(n, x, *t, activate, more=m))
+    assert kernels == ["forward", "backward"]
+    expected = run(
+        copy.deepcopy(norm).double(),
+        slope.double(),
+        [None if t is None else t.double() for t in (x, more, *told)],
+        lambda n, x, m, *t: reference(n, torch.cat([x, m], 1), *t, activate),
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= (3e-6 if mean < 1 else 2e-4) * b.abs().max()
+
+
+@pytest.mark.parametrize("case", ["as it is", "no kernel", "layout", "dtype"])
+def test_two_maps_that_kernels_do_not_take_are_joined(case, monkeypatch):
+    """Oracle: torch's operations on the joined map; a gradient through the gradient too."""
+    torch.manual_seed(0)
+    norm = GroupNorm(4, 48)
+    x, more = (torch.randn(3, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in (16, 32))
+    if case == "no kernel":
+        monkeypatch.setattr(norm_cpp, "_kernels", lambda: None)
+    elif case == "layout":
+        more = more.contiguous()
+    elif case == "dtype":
+        x, more, norm = x.double(), more.double(), norm.double()
+    tensors = [x.requires_grad_(), more.requires_grad_()]
+    for create_graph in (False, True):
+        found, expected = (
+            torch.autograd.grad(y.pow(3).sum(), tensors, create_graph=create_graph)
+            for y in (
+                normalise(norm, x, more=more),
+                reference(norm, torch.cat([x, more], 1), None, None, None, False),
+            )
+        )
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_two_maps_of_different_sizes():
+    x, more = (torch.randn(3, 16, s, 4).contiguous(memory_format=torch.channels_last) for s in (4, 5))
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        normalise(GroupNorm(4, 32), x, more=more)
+
+
 @pytest.mark.parametrize(
     "case", ["other channels", "a row for all", "scale alone", "float64 vector", "layout"]
 )
