@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 constexpr int LANES = 16, REGISTERS = 32;
 #elif defined(__AVX__)
 constexpr int LANES = 8, REGISTERS = 16;
@@ -21,11 +22,15 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
-// e^x to 2 units in the last place, after Cephes; saturates beyond +-87.
+// e^x to 2 units in the last place, after Cephes. Beyond what a float holds: 0 and infinity, or, without
+// AVX-512, e^-87 and e^87.
 static inline Vec exponential(Vec x) {
-    const Vec high = Vec{} + 87.0f, low = Vec{} - 87.0f, magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: rounds
+    const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: rounds
+#if !defined(__AVX512F__)
+    const Vec high = Vec{} + 87.0f, low = Vec{} - 87.0f;
     x = x > high ? high : x;
     x = x < low ? low : x;
+#endif
     const Vec shifted = x * 1.44269504f + magic, n = shifted - magic;
     const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
     Vec p = Vec{} + 1.9875691500e-4f;
@@ -34,9 +39,13 @@ static inline Vec exponential(Vec x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = (p * r + 1.0f) * r + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(p, n);
+#else
     const Ints power = ((Ints)shifted - (Ints)magic + 127) << 23;
     return p * (Vec)power;
+#endif
 }
 
 // Memory that a thread keeps from call to call.
