@@ -61,8 +61,7 @@ class Conv1x1(nn.Conv2d):
             return super().forward(joined(x, more))
         weights = self.weight[:, :, 0, 0].split([t.shape[1] for t in maps], dim=1)
         rows = [t.permute(0, 2, 3, 1).flatten(0, 2) for t in maps]
-        y = F.linear(rows[0], weights[0], self.bias)
-        y = (torch.addmm if torch.is_grad_enabled() else Tensor.addmm_)(y, rows[1], weights[1].t())
+        y = F.linear(rows[0], weights[0], self.bias).addmm_(rows[1], weights[1].t())
         return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
