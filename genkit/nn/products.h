@@ -75,8 +75,9 @@ template <int V>
 static inline void add_products(const float* a, int64_t row_a, int64_t rows, const float* b, int64_t row_b,
                                 int64_t n, float* u, int64_t row_u) {
     int64_t i = 0;
-    constexpr int R = REGISTERS == 32 ? 8 : 4;
+    constexpr int R = V == WIDE ? ROWS : REGISTERS == 32 ? 8 : 4;
     for (; i + R <= rows; i += R) add_product<R, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
+    for (; i + 4 <= rows; i += 4) add_product<4, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
     for (; i + 2 <= rows; i += 2) add_product<2, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
     for (; i < rows; i++) add_product<1, V>(a + i, row_a, b, row_b, n, u + i * row_u, row_u);
 }
@@ -85,6 +86,7 @@ static inline void add_products(const float* a, int64_t row_a, int64_t rows, con
 static inline void add_all_products(const float* a, int64_t row_a, int64_t rows, const float* b,
                                     int64_t row_b, int64_t out, int64_t n, float* u) {
     int64_t k = 0;
+    for (; k + PANEL <= out; k += PANEL) add_products<WIDE>(a, row_a, rows, b + k, row_b, n, u + k, out);
     for (; k + PAIR <= out; k += PAIR) add_products<2>(a, row_a, rows, b + k, row_b, n, u + k, out);
     for (; k < out; k += LANES) add_products<1>(a, row_a, rows, b + k, row_b, n, u + k, out);
 }
