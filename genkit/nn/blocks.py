@@ -11,7 +11,7 @@ from ..native import readable
 from .attention import attend
 from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
-from .norm import group_norm, joined, norm_silu
+from .norm import beside, group_norm, joined, norm_silu
 from .winograd import Conv3x3
 
 Norm = Callable[[int], nn.Module]  # channels -> the normalisation of maps of so many channels
@@ -102,7 +102,8 @@ class ResBlock(nn.Module):
 
         skip: a map whose channels follow those of x, the two of them `channels_in`.
         """
-        h = self.conv1(norm_silu(self.norm1, x, more=skip))
+        h, x, skip = beside(self.norm1, x, skip)
+        h = self.conv1(h)
         e = self.embed(embedding) if self.embed is not None else None
         if e is not None and self.scale_shift:
             scale, shift = e.chunk(2, dim=1)
@@ -147,7 +148,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> the same shape."""
-        h = self.norm(x).flatten(2).transpose(1, 2)
+        h, x, _ = beside(self.norm, x, activate=False)
+        h = h.flatten(2).transpose(1, 2)
         h = self.out(attend(self.query(h), self.key(h), self.value(h), self.heads))
         total = x + h.transpose(1, 2).reshape(x.shape)
         return total if self.skip_scale == 1 else total * self.skip_scale

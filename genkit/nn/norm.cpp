@@ -136,12 +136,13 @@ void normalise(const float* x, const float* more, const float* weight, const flo
 }
 
 // dx (N, P, C) of the gradient dy, its channels from `split` on in `dmore`, and the sums over pixels, (N, C):
-// `_Sums` of norm.py. level (N, C): scratch.
+// `_Sums` of norm.py. Where not null, `plus` is added to dx, `plus_more` to dmore. level (N, C): scratch.
 void normalise_back(const float* x, const float* more, const float* dy, const float* weight,
                     const float* added, const float* scale, int64_t images, int64_t pixels, int64_t channels,
                     int64_t split, int64_t groups, int activate, const float* channel, const float* mean,
                     const float* rstd, const float* gain, const float* offset, float* dx, float* dmore,
-                    float* plain, float* times, float* total, float* level, int threads) {
+                    float* plain, float* times, float* total, float* level, const float* plus,
+                    const float* plus_more, int threads) {
     const int64_t wide = channels / groups;
     const double count = static_cast<double>(pixels * wide);
 #pragma omp parallel for num_threads(threads)
@@ -192,14 +193,20 @@ void normalise_back(const float* x, const float* more, const float* dy, const fl
             const auto& to = result.parts[i];
             const float* waiting = activate ? to.data : above + from.begin;
             const int64_t step = activate ? to.wide : channels;
+            const float* others = i == 0 ? plus : plus_more;
+            if (others) others += n * pixels * from.wide;
             for (int64_t p = 0; p < pixels; p++)
                 for (int64_t k = 0; k < from.wide; k += LANES) {
                     const int64_t c = from.begin + k;
                     soon(from.data + (pixels + p) * from.wide + k);
                     soon(above + (pixels + p) * channels + c);
-                    store(to.data + p * to.wide + k, load(waiting + p * step + k) * load(g + c) +
-                                                         load(from.data + p * from.wide + k) * load(t + c) +
-                                                         load(levels + c));
+                    Vec d = load(waiting + p * step + k) * load(g + c) +
+                            load(from.data + p * from.wide + k) * load(t + c) + load(levels + c);
+                    if (others) {
+                        soon(others + (pixels + p) * from.wide + k);
+                        d += load(others + p * from.wide + k);
+                    }
+                    store(to.data + p * to.wide + k, d);
                 }
         }
         for (int64_t c = 0; c < channels; c++)

@@ -87,15 +87,40 @@ def normalise(
     cache a few images at a time, with one affine map per image and channel for all that is not the SiLU.
     Elsewhere (other layouts and devices, compiled code) torch's operations do it, which compilers fuse.
     """
-    inputs = _Inputs(x, more, norm.weight, norm.bias, added, scale, shift)
-    if more is not None and not (norm.affine and _suits(x) and _suits(more) and norm_cpp.suits(inputs)):
-        inputs = inputs._replace(x=joined(x, more), more=None)
+    return _normalise(norm, _Inputs(x, more, norm.weight, norm.bias, added, scale, shift), activate, False)[0]
+
+
+def beside(
+    norm: nn.Module, x: Tensor, more: Tensor | None = None, activate: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """norm_silu(norm, x, more=more), or without `activate` the norm alone, and x and `more` again.
+
+    What else reads them, as a shortcut does, should read these: its gradient is then added in the norm's own
+    last pass over them.
+    """
+    if isinstance(norm, GroupNorm):
+        return _normalise(norm, _Inputs(x, more, norm.weight, norm.bias, None, None, None), activate, True)
+    h = norm(joined(x, more))
+    return F.silu(h) if activate else h, x, more
+
+
+def _normalise(
+    norm: nn.GroupNorm, inputs: _Inputs, activate: bool, beside: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The result, and the maps of `inputs`, for others to read when it is to be `beside` them."""
+    given, maps = inputs, (inputs.x, inputs.more)
     settings = norm.num_groups, norm.eps, activate
+    if inputs.more is not None and not (
+        norm.affine and _suits(inputs.x) and _suits(inputs.more) and norm_cpp.suits(inputs)
+    ):
+        inputs = inputs._replace(x=joined(*maps), more=None)
     if not _suits(inputs.x) or norm.weight is None:
-        return _plain(inputs, *settings)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _Normalise.apply(*inputs, *settings)
-    return _forward(inputs, *settings)[0]
+        return _plain(inputs, *settings), *maps
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in inputs):
+        return _forward(inputs, *settings)[0], *maps
+    if beside and inputs is given:
+        return _Normalise.apply(*inputs, *settings, True)
+    return _Normalise.apply(*inputs, *settings, False)[0], *maps
 
 
 def _plain(inputs: _Inputs, groups: int, eps: float, activate: bool) -> Tensor:
@@ -135,6 +160,13 @@ class _Found(NamedTuple):
     rstd: Tensor
     gain: Tensor
     offset: Tensor
+
+
+class _Plus(NamedTuple):
+    """Gradients that are added to those of the maps: what others than the norm read of them gave."""
+
+    x: Tensor | None = None
+    more: Tensor | None = None
 
 
 class _Sums(NamedTuple):
@@ -244,19 +276,21 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
 
 
 def _backward(
-    inputs: _Inputs, found: _Found, gradient: Tensor, groups: int, activate: bool
+    inputs: _Inputs, found: _Found, gradient: Tensor, groups: int, activate: bool, plus: _Plus
 ) -> tuple[Tensor, Tensor | None, _Sums]:
     """The gradients of x and `more`, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
-    if norm_cpp.suits(inputs, grads):
+    others = [None if t is None else _rows(t.contiguous(memory_format=torch.channels_last)) for t in plus]
+    if norm_cpp.suits(inputs, grads, *others):
         more = None if inputs.more is None else _rows(inputs.more)
-        dx, dmore, sums = norm_cpp.backward(rows, more, grads, inputs, found, groups, activate)
+        dx, dmore, sums = norm_cpp.backward(rows, more, grads, inputs, found, groups, activate, others)
         return _map(dx, inputs.x), None if dmore is None else _map(dmore, inputs.x), _Sums(*sums)
     if inputs.more is not None:
-        whole = inputs._replace(x=joined(inputs.x, inputs.more), more=None)
-        both, _, summed = _backward(whole, found, gradient, groups, activate)
-        return both[:, : inputs.x.shape[1]], both[:, inputs.x.shape[1] :], summed
+        maps, split = joined(inputs.x, inputs.more), inputs.x.shape[1]
+        whole = inputs._replace(x=maps, more=None)
+        both, _, summed = _backward(whole, found, gradient, groups, activate, _Plus())
+        return _sum(both[:, :split], plus.x), _sum(both[:, split:], plus.more), summed
     # the SiLU's gradient waits in `result` for the sums; without a SiLU it is `grads` itself
     result = torch.empty_like(rows)
     inner = result if activate else grads
@@ -286,7 +320,7 @@ def _backward(
         if result.dtype != wide:
             result[part] = t
     total = found.gain[:, 0] * plain + rows.shape[1] * (slope[:, 0] * found.channel + level[:, 0])
-    return _map(result, inputs.x), None, _Sums(plain, times, total)
+    return _sum(_map(result, inputs.x), plus.x), None, _Sums(plain, times, total)
 
 
 def _through_statistics(
@@ -311,32 +345,42 @@ def _through_statistics(
 
 
 class _Normalise(torch.autograd.Function):
-    """`_forward` with its gradient; gradients of the gradient go through torch's own operations."""
+    """`_forward` with its gradient; gradients of the gradient go through torch's own operations.
+
+    Gives the maps, too, where they are to be read again `beside` it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        inputs, ctx.settings = _Inputs(*args[:7]), args[7:]
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, ...]:
+        inputs, (*ctx.settings, beside) = _Inputs(*args[:7]), args[7:]
+        ctx.set_materialize_grads(False)
         groups, eps, activate = ctx.settings
         result, found = _forward(inputs, groups, eps, activate)
         ctx.save_for_backward(*inputs, *found)
-        return result
+        return (result, inputs.x, inputs.more) if beside else (result,)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, (groups, eps, activate) = ctx.saved_tensors, ctx.settings
-        inputs = _Inputs(*saved[:7])
+        inputs, plus = _Inputs(*saved[:7]), _Plus(*others)
+        if gradient is None:
+            return (*plus, *[None] * 9)
         if torch.is_grad_enabled():
 
             def plain(*tensors: Any) -> Tensor:
                 return _plain(_Inputs(*tensors), groups, eps, activate)
 
-            return (
-                *again.gradients(plain, inputs, gradient, ctx.needs_input_grad[:7]),
-                *[None] * 3,
-            )
+            dx, dmore, *small = again.gradients(plain, inputs, gradient, ctx.needs_input_grad[:7])
+            dx, dmore = (b if a is None else _sum(a, b) for a, b in zip((dx, dmore), plus))
+            return (dx, dmore, *small, *[None] * 4)
         found = _Found(*saved[7:])
-        dx, dmore, sums = _backward(inputs, found, gradient, groups, activate)
-        return (dx, dmore, *_small_gradients(inputs, found, sums, groups), *[None] * 3)
+        dx, dmore, sums = _backward(inputs, found, gradient, groups, activate, plus)
+        return (dx, dmore, *_small_gradients(inputs, found, sums, groups), *[None] * 4)
+
+
+def _sum(a: Tensor, b: Tensor | None) -> Tensor:
+    """Of gradients, where None is 0."""
+    return a if b is None else a + b
 
 
 def _small_gradients(inputs: _Inputs, found: _Found, sums: _Sums, groups: int) -> list[Tensor | None]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +35,12 @@ def _kernels() -> ctypes.CDLL | None:
     if found is not None:
         sizes = [*[_LONG] * 5, _INT]  # images, pixels, channels, those in x, groups; whether the SiLU follows
         found.normalise.argtypes = [*[_POINTER] * 7, _DOUBLE, *sizes, *[_POINTER] * 6, _INT]
-        found.normalise_back.argtypes = [*[_POINTER] * 6, *sizes, *[_POINTER] * 11, _INT]
+        found.normalise_back.argtypes = [*[_POINTER] * 6, *sizes, *[_POINTER] * 13, _INT]
         found.normalise.restype = found.normalise_back.restype = None
     return found
 
 
-def suits(inputs: Inputs, *others: Tensor) -> bool:
+def suits(inputs: Inputs, *others: Tensor | None) -> bool:
     """Whether these, the maps channels-last, are what the kernels take, and there are kernels."""
     x, more, weight, bias, added, scale, shift = inputs
     b, channels = len(x), len(weight)
@@ -85,11 +86,12 @@ def backward(
     found: tuple[Tensor, ...],
     groups: int,
     activate: bool,
+    plus: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """The gradients of rows and of `more`, and over pixels the sums (B, C) of the gradient of the affine
     map's value, of that times (rows + added), and of the first two.
 
-    found: what `forward` gives after its result.
+    found: what `forward` gives after its result. plus: is added to the first two, after the sums.
     """
     kernels = _kernels()
     assert kernels is not None
@@ -99,7 +101,7 @@ def backward(
     sums = [rows.new_empty((b, channels)) for _ in range(4)]
     given = _whole(rows, more, gradient, inputs.weight, inputs.added, inputs.scale)
     size = b, pixels, channels, split, groups, activate
-    made = dx, dmore, *sums
+    made = dx, dmore, *sums, *_whole(*plus)
     kernels.normalise_back(*addresses(*given), *size, *addresses(*found, *made), torch.get_num_threads())
     return dx, dmore, sums[:3]
 

@@ -281,6 +281,40 @@ def test_two_maps_that_kernels_do_not_take_are_joined(case, monkeypatch):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("used", ["both", "the norm alone", "the map alone"])
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_is_read_beside_a_norm(used, activate, two, kernel, create_graph, monkeypatch):
+    """Oracle: autograd's own sum of the gradients, in float64."""
+    torch.manual_seed(0)
+    if not kernel:
+        monkeypatch.setattr(norm_cpp, "_kernels", lambda: None)
+    norm = GroupNorm(4, 48)
+    x, more = (torch.randn(3, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in (16, 32))
+    maps = [x, more] if two else [torch.cat([x, more], 1)]
+    slopes = torch.randn(3, 48, 4, 5).split([t.shape[1] for t in maps], 1)
+
+    def gradients(norm, maps, slopes, beside):
+        maps = [t.detach().requires_grad_() for t in maps]
+        h, *read = beside(norm, *maps, activate=activate)
+        value = h.pow(3).sum() if used != "the map alone" else 0
+        if used != "the norm alone":
+            value = value + sum((t.sin() * s).sum() for t, s in zip(read, slopes))
+        leaves = [*maps, *(norm.parameters() if used != "the map alone" else ())]
+        return torch.autograd.grad(value, leaves, create_graph=create_graph)
+
+    def apart(norm, x, more=None, activate=True):
+        return normalise(norm, x, more=more, activate=activate), x, more
+
+    found = gradients(norm, maps, slopes, module.beside)
+    wide = [t.double() for t in maps], [t.double() for t in slopes]
+    expected = gradients(copy.deepcopy(norm).double(), *wide, apart)
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 3e-6 * b.abs().max()
+
+
 def test_two_maps_of_different_sizes():
     x, more = (torch.randn(3, 16, s, 4).contiguous(memory_format=torch.channels_last) for s in (4, 5))
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
