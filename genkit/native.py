@@ -36,7 +36,7 @@ def library(source: Path) -> ctypes.CDLL | None:
         return None if compiler is None else _loaded(source, compiler)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
-        reason = next((line for line in said if "error" in line), str(error))
+        reason = next((line for line in said if "error" in line or "failed" in line), str(error))
         warnings.warn(f"{source.stem} runs without its C++ kernels: {reason}", RuntimeWarning, stacklevel=2)
         return None
 
@@ -76,7 +76,17 @@ def _loaded(source: Path, compiler: list[str]) -> ctypes.CDLL:
             return ctypes.CDLL(str(path))
         except OSError:
             pass  # damaged: made again
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    try:
+        return _made(source, compiler, path)
+    except (OSError, subprocess.CalledProcessError):
+        if path is None:
+            raise
+        return _made(source, compiler, None)  # the folder may be full; if not, this fails as well
+
+
+def _made(source: Path, compiler: list[str], path: Path | None) -> ctypes.CDLL:
+    """The library compiled from `source`, and kept as `path`."""
+    with tempfile.TemporaryDirectory(dir=None if path is None else path.parent) as temporary:
         made = Path(temporary) / f"{source.stem}.so"
         command = [*compiler, *_FLAGS, "-o", str(made), str(source)]
         subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT)

@@ -48,20 +48,27 @@ def absent_home():
 
 
 @needs_compiler
-@pytest.mark.parametrize("why", ["a file in the way", "nobody's home"])
+@pytest.mark.parametrize("why", ["a file in the way", "nobody's home", "a full disk"])
 def test_what_cannot_be_kept_is_made_for_the_process(why, monkeypatch, tmp_path):
     source, file = tmp_path / "one.cpp", tmp_path / "file"
     source.write_text('extern "C" int one() { return 1; }')
     file.write_text("no folder")
     if why == "a file in the way":
         monkeypatch.setenv("GENKIT_CACHE", str(file))
+    elif why == "a full disk":
+        full, compiler = tmp_path / "full", " ".join(native._compiler())
+        file.write_text(
+            f"""case "$*" in *{full}*) echo 'ld: No space left' >&2; exit 1; esac; {compiler} "$@" """
+        )
+        monkeypatch.setenv("GENKIT_CACHE", str(full))
+        monkeypatch.setenv("CXX", f"sh {file}")
     else:
         monkeypatch.delenv("GENKIT_CACHE")
         monkeypatch.setattr("pathlib.Path.home", absent_home)
     library = native.library.__wrapped__(source)
     assert library is not None
     assert library.one() == 1
-    assert sorted(tmp_path.iterdir()) == [file, source]
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == [file, source]
 
 
 @pytest.mark.parametrize(
