@@ -50,6 +50,7 @@ def readable(*tensors: Tensor | None) -> bool:
             for t in tensors
         )
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
     )
 

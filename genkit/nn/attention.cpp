@@ -17,10 +17,10 @@ struct Head {
     int64_t rows, size, row;
 };
 
-// (size, WIDTH): `n` rows of a head, turned, times scale; the lanes that are left are 0.
-void turn(const Head& x, int64_t first, int64_t n, float scale, float* to) {
+// (size, WIDTH): `n` rows of a head, turned; the lanes that are left are 0.
+void turn(const Head& x, int64_t first, int64_t n, float* to) {
     for (int64_t c = 0; c < x.size; c++) {
-        for (int64_t i = 0; i < n; i++) to[c * WIDTH + i] = x.data[(first + i) * x.row + c] * scale;
+        for (int64_t i = 0; i < n; i++) to[c * WIDTH + i] = x.data[(first + i) * x.row + c];
         for (int64_t i = n; i < WIDTH; i++) to[c * WIDTH + i] = 0;
     }
 }
@@ -30,7 +30,7 @@ void turn_back(const float* from, int64_t n, int64_t size, int64_t row, float sc
         for (int64_t c = 0; c < size; c++) to[i * row + c] = from[c * WIDTH + i] * scale;
 }
 
-// (rows, WIDTH): x times `turned` (size, WIDTH).
+// (rows, WIDTH): x times `turned` (size, WIDTH); bit for bit the same when the two change places.
 void scores(const Head& x, const float* turned, float* to) {
     multiply_panel(WIDTH, x.data, x.row, x.rows, turned, x.size, to, WIDTH);
 }
@@ -48,11 +48,12 @@ float scale_of(int64_t size) { return static_cast<float>(1 / __builtin_sqrt(stat
 extern "C" {
 
 // y (N, Q, heads * size) of q (N, Q, heads * size), k and v (N, K, heads * size). Where not null, highest and
-// share (N, heads, Q): the largest score of a query, and 1 / the sum of e^(score - highest). 0, or 1: no
-// memory.
+// share (N, heads, Q): the largest product of a query and a key, and 1 / the sum of e^(scale (product -
+// highest)). 0, or 1: no memory.
 int attend(const float* q, const float* k, const float* v, int64_t images, int64_t queries, int64_t keys,
            int64_t heads, int64_t size, float* y, float* highest, float* share, int threads) {
     const int64_t row = heads * size;
+    const float scale = scale_of(size);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -73,7 +74,7 @@ int attend(const float* q, const float* k, const float* v, int64_t images, int64
             const Head value{v + n * keys * row + from, keys, size, row};
             for (int64_t first = 0; first < queries; first += WIDTH) {
                 const int64_t here = std::min(WIDTH, queries - first);
-                turn(asking, first, here, scale_of(size), turned);
+                turn(asking, first, here, turned);
                 scores(key, turned, p);
                 Vec most[VECTORS], total[VECTORS] = {};
                 for (int i = 0; i < VECTORS; i++) most[i] = load(p + i * LANES);
@@ -85,7 +86,7 @@ int attend(const float* q, const float* k, const float* v, int64_t images, int64
                 for (int64_t j = 0; j < keys; j++)
                     for (int i = 0; i < VECTORS; i++) {
                         float* at = p + j * WIDTH + i * LANES;
-                        const Vec weight = exponential(load(at) - most[i]);
+                        const Vec weight = exponential((load(at) - most[i]) * scale);
                         total[i] += weight;
                         store(at, weight);
                     }
@@ -140,8 +141,8 @@ int attend_back(const float* q, const float* k, const float* v, const float* dy,
             float* sums = common + item * queries;
             for (int64_t first = 0; first < queries; first += WIDTH) {
                 const int64_t here = std::min(WIDTH, queries - first);
-                turn(asking, first, here, scale, turned);
-                turn(above, first, here, 1, turned2);
+                turn(asking, first, here, turned);
+                turn(above, first, here, turned2);
                 scores(key, turned, p);
                 scores(value, turned2, dp);
                 for (int i = 0; i < VECTORS; i++) {
@@ -150,7 +151,7 @@ int attend_back(const float* q, const float* k, const float* v, const float* dy,
                         top[lane] = high[first + i * LANES + lane], by[lane] = part[first + i * LANES + lane];
                     for (int64_t j = 0; j < keys; j++) {
                         float* at = p + j * WIDTH + i * LANES;
-                        const Vec weight = exponential(load(at) - top) * by;
+                        const Vec weight = exponential((load(at) - top) * scale) * by;
                         sum += weight * load(dp + j * WIDTH + i * LANES);
                         store(at, weight);
                     }
@@ -166,14 +167,14 @@ int attend_back(const float* q, const float* k, const float* v, const float* dy,
             }
             for (int64_t first = 0; first < keys; first += WIDTH) {
                 const int64_t here = std::min(WIDTH, keys - first), to = (n * keys + first) * row + from;
-                turn(key, first, here, scale, turned);
-                turn(value, first, here, 1, turned2);
+                turn(key, first, here, turned);
+                turn(value, first, here, turned2);
                 scores(asking, turned, p);
                 scores(above, turned2, dp);
                 for (int64_t j = 0; j < queries; j++)
                     for (int i = 0; i < VECTORS; i++) {
                         float *at = p + j * WIDTH + i * LANES, *gradient = dp + j * WIDTH + i * LANES;
-                        const Vec weight = exponential(load(at) - high[j]) * part[j];
+                        const Vec weight = exponential((load(at) - high[j]) * scale) * part[j];
                         store(at, weight);
                         store(gradient, weight * (load(gradient) - sums[j]));
                     }

@@ -45,13 +45,16 @@ def _twice_differentiable(query: Tensor, key: Tensor, value: Tensor, heads: int)
 def _suits(tensors: tuple[Tensor, ...], heads: int, largest: int) -> bool:
     """Whether the kernels take these, and pay."""
     b, queries, channels = tensors[0].shape
+    keys = tensors[1].shape[1]
     return (
         readable(*tensors)
+        and tensors[1].shape == tensors[2].shape == (b, keys, channels)
+        and channels % heads == 0
         and not torch.is_autocast_enabled("cpu")
         and channels <= largest * heads
         and b * heads >= torch.get_num_threads()  # a head is one thread's
         and 0 < queries <= _LONGEST
-        and 0 < tensors[1].shape[1] <= _LONGEST
+        and 0 < keys <= _LONGEST
         and _kernels() is not None
     )
 
@@ -90,8 +93,8 @@ def _kernels() -> ctypes.CDLL | None:
 def _forward(
     tensors: tuple[Tensor, ...], heads: int, learns: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The result and, when it `learns`, what `_backward` wants: (B, heads, Q) largest scores, and 1 / the
-    sums of e^(score - largest)."""
+    """The result and, when it `learns`, what `_backward` wants: (B, heads, Q) largest products of query
+    and key, and 1 / the sums of the exponentials."""
     kernels = _kernels()
     assert kernels is not None
     given = [t.contiguous() for t in tensors]

@@ -54,6 +54,7 @@ class Conv1x1(nn.Conv2d):
         maps = [x] if more is None else [x, more]
         if (
             more is None
+            or x.shape[2:] != more.shape[2:]
             or not readable(x, more, self.weight)
             or torch.is_autocast_enabled("cpu")
             or not all(t.is_contiguous(memory_format=torch.channels_last) for t in maps)
@@ -62,7 +63,7 @@ class Conv1x1(nn.Conv2d):
         weights = self.weight[:, :, 0, 0].split([t.shape[1] for t in maps], dim=1)
         rows = [t.permute(0, 2, 3, 1).flatten(0, 2) for t in maps]
         y = F.linear(rows[0], weights[0], self.bias).addmm_(rows[1], weights[1].t())
-        return y.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return y.view(len(x), *x.shape[2:], self.out_channels).permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):
@@ -114,7 +115,8 @@ class ResBlock(nn.Module):
         return total if self.skip_scale == 1 else total * self.skip_scale
 
     def _shortened(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        return self.shortcut(x, skip) if isinstance(self.shortcut, Conv1x1) else joined(x, skip)
+        pair = isinstance(self.shortcut, Conv1x1)
+        return self.shortcut(x, skip) if pair else self.shortcut(joined(x, skip))
 
 
 class Attention(nn.Module):

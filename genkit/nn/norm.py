@@ -96,7 +96,7 @@ def beside(
     """norm_silu(norm, x, more=more), or without `activate` the norm alone, and x and `more` again.
 
     What else reads them, as a shortcut does, should read these: its gradient is then added in the norm's own
-    last pass over them.
+    last pass over them. A `GroupNorm` is not called, so its hooks do not run.
     """
     if isinstance(norm, GroupNorm):
         return _normalise(norm, _Inputs(x, more, norm.weight, norm.bias, None, None, None), activate, True)

@@ -97,7 +97,8 @@ def backward(
     assert kernels is not None
     b, pixels, split = rows.shape
     channels = len(inputs.weight)
-    dx, dmore = torch.empty_like(rows), None if more is None else torch.empty_like(more)
+    dx, dmore = (None if t is None else t.new_empty(t.shape) for t in (rows, more))
+    assert dx is not None
     sums = [rows.new_empty((b, channels)) for _ in range(4)]
     given = _whole(rows, more, gradient, inputs.weight, inputs.added, inputs.scale)
     size = b, pixels, channels, split, groups, activate

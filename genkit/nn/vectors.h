@@ -23,10 +23,12 @@ static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p)
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 // e^x to 2 units in the last place, after Cephes. Beyond what a float holds: 0 and infinity, or, without
-// AVX-512, e^-87 and e^87.
+// AVX-512, e^-87 and e^87. NaN stays.
 static inline Vec exponential(Vec x) {
     const Vec magic = Vec{} + 12582912.0f;  // 1.5 * 2^23: rounds
-#if !defined(__AVX512F__)
+#if defined(__AVX512F__)
+    x = _mm512_max_ps(Vec{} - 104.0f, _mm512_min_ps(Vec{} + 90.0f, x));
+#else
     const Vec high = Vec{} + 87.0f, low = Vec{} - 87.0f;
     x = x > high ? high : x;
     x = x < low ? low : x;

@@ -126,8 +126,11 @@ class _Convolve(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = _run(_found(), gradient, ctx.transformed(weight, True), None, None, x.shape[1], False)
             dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[1]:
+            x = x.contiguous(memory_format=torch.channels_last)  # hooks of saved tensors may change it
             dw, db = _weight_gradients(x, gradient, weight, ctx.doubled)
+        elif ctx.needs_input_grad[2]:
+            db = gradient.sum((0, 2, 3))[: len(weight)]
         return dx, dw, None if bias is None else db, dplus, None, None
 
 

@@ -68,11 +68,28 @@ def test_values_and_gradients_are_torchs(ran, heads_of_any_size, shape):
 
 
 def test_scores_beyond_the_exponential(ran):
-    tensors = maps(2, 20, 40, 16, scale=30.0)  # scores up to some 4,000
+    tensors = maps(2, 20, 40, 16, scale=10.0)  # scores up to some 400
     assert_near(attend(*tensors, 2), exact(tensors, 2))
+    far = maps(2, 20, 40, 16, scale=1e7)  # differences of 1e14: beyond what the reduction can take
+    assert_near(attend(*far, 2), exact(far, 2))
     same = [torch.full_like(t, 1e3) for t in tensors]
     assert torch.equal(attend(*same, 2), same[0])
-    assert ran == ["_forward", "_forward"]
+    assert ran == ["_forward"] * 3
+
+
+def test_gradients_at_large_scores_are_as_exact_as_torchs():
+    tensors = [t.requires_grad_() for t in maps(2, 40, 40, 16, scale=15.0)]  # scores up to some 1,000
+    slope = torch.randn(2, 40, 16)
+
+    def value_gradient(call, tensors, slope):
+        return torch.autograd.grad((call(*tensors, 2) * slope).sum(), tensors)[2]
+
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    expected = value_gradient(attention._plain, wide, slope.double())
+    errors = [
+        (value_gradient(call, tensors, slope) - expected).abs().max() for call in (attend, attention._plain)
+    ]
+    assert errors[0] < 2 * errors[1]
 
 
 def test_what_is_not_finite_stays_in_its_head():
@@ -106,27 +123,34 @@ def test_gradients_of_a_gradient_are_torchs(ran):
     assert ran == ["_forward", "_backward"]
 
 
-def unsuited(what):
-    tensors = maps(2, 8, 8, 256)
-    if what == "double":
-        return [t.double() for t in tensors], 32
-    if what == "a head too large to learn":
-        return [t.requires_grad_() for t in tensors], 8
-    if what == "one image, one head":
-        return [t[:1, :, :32] for t in tensors], 1
-    if what == "nothing asked":
-        return [tensors[0][:, :0], *tensors[1:]], 32
-    return tensors, 2  # a large head
+UNSUITED = {
+    "double": lambda q, k, v: (q.double(), k.double(), v.double(), 32),
+    "a large head": lambda q, k, v: (q, k, v, 2),
+    "a head too large to learn": lambda q, k, v: (q.clone().requires_grad_(), k, v, 8),
+    "one image, one head": lambda q, k, v: (q[:1, :, :32], k[:1, :, :32], v[:1, :, :32], 1),
+    "nothing asked": lambda q, k, v: (q[:, :0], k, v, 32),
+    "nothing to read": lambda q, k, v: (q, k[:, :0], v[:, :0], 32),
+    "keys of one image for all": lambda q, k, v: (q, k[:1], v[:1], 32),
+    "narrow values": lambda q, k, v: (q, k, v[:, :, :128], 32),
+}
 
 
-@pytest.mark.parametrize(
-    "what",
-    ["double", "a head too large to learn", "one image, one head", "nothing asked", "a large head"],
-)
+@pytest.mark.parametrize("what", UNSUITED)
 def test_what_does_not_suit_goes_through_torch(ran, what):
     torch.set_num_threads(2)
-    tensors, heads = unsuited(what)
+    *tensors, heads = UNSUITED[what](*maps(2, 8, 8, 256))
     assert torch.equal(attend(*tensors, heads), attention._plain(*tensors, heads))
+    assert ran == []
+
+
+def test_heads_that_do_not_divide_the_channels_raise():
+    with pytest.raises(RuntimeError):
+        attend(*maps(2, 8, 8, 16), 3)
+
+
+def test_under_autocast_it_is_torchs(ran):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attend(*maps(2, 8, 8, 16), 2).dtype == torch.bfloat16
     assert ran == []
 
 
@@ -147,8 +171,12 @@ def test_under_transforms_it_is_torchs(ran):
 
 def test_no_memory(monkeypatch):
     class Failing:
-        attend = staticmethod(lambda *a: 1)
+        attend = attend_back = staticmethod(lambda *a: 1)
 
+    tensors = [t.requires_grad_() for t in maps(2, 8, 8, 16)]
+    result = attend(*tensors, 2)
     monkeypatch.setattr(attention, "_kernels", Failing)
     with pytest.raises(MemoryError, match="attention"):
-        attend(*maps(2, 8, 8, 16), 2)
+        attend(*tensors, 2)
+    with pytest.raises(MemoryError, match="attention"):
+        result.sum().backward()

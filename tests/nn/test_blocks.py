@@ -65,3 +65,20 @@ def test_a_residual_block_of_two_maps_is_that_of_the_joined_one(norm, out, size)
     )
     for a, b in zip(*gradients, strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_an_empty_batch_and_maps_of_other_sizes():
+    layer = Conv1x1(48, 24).to(memory_format=torch.channels_last)
+    maps = pair()
+    assert layer(*(t[:0] for t in maps)).shape == (0, 24, 6, 5)
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        layer(maps[0], maps[1].transpose(2, 3).contiguous(memory_format=torch.channels_last))
+
+
+def test_a_shortcut_put_in_its_place_is_called():
+    block = ResBlock(48, 48, None)
+    maps = pair()
+    block.shortcut = nn.Conv2d(48, 48, 1)
+    expected = block.conv2.bias[:, None, None] + block.shortcut(torch.cat(maps, 1))
+    nn.init.zeros_(block.conv2.weight)
+    torch.testing.assert_close(block(maps[0], skip=maps[1]), expected)

@@ -256,12 +256,13 @@ def test_two_maps_equal_the_joined_one_in_double_precision(
         assert (a - b).abs().max() <= (3e-6 if mean < 1 else 2e-4) * b.abs().max()
 
 
-@pytest.mark.parametrize("case", ["as it is", "no kernel", "layout", "dtype"])
+@pytest.mark.parametrize("case", ["as it is", "no kernel", "layout", "dtype", "part of a vector"])
 def test_two_maps_that_kernels_do_not_take_are_joined(case, monkeypatch):
     """Oracle: torch's operations on the joined map; a gradient through the gradient too."""
     torch.manual_seed(0)
     norm = GroupNorm(4, 48)
-    x, more = (torch.randn(3, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in (16, 32))
+    parts = (8, 40) if case == "part of a vector" else (16, 32)
+    x, more = (torch.randn(3, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in parts)
     if case == "no kernel":
         monkeypatch.setattr(norm_cpp, "_kernels", lambda: None)
     elif case == "layout":
@@ -286,7 +287,7 @@ def test_two_maps_that_kernels_do_not_take_are_joined(case, monkeypatch):
 @pytest.mark.parametrize("two", [False, True])
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_what_is_read_beside_a_norm(used, activate, two, kernel, create_graph, monkeypatch):
+def test_what_is_read_beside_a_norm(used, activate, two, kernel, create_graph, kernels, monkeypatch):
     """Oracle: autograd's own sum of the gradients, in float64."""
     torch.manual_seed(0)
     if not kernel:
@@ -309,10 +310,63 @@ def test_what_is_read_beside_a_norm(used, activate, two, kernel, create_graph, m
         return normalise(norm, x, more=more, activate=activate), x, more
 
     found = gradients(norm, maps, slopes, module.beside)
+    backward = kernel and used != "the map alone" and not create_graph
+    assert kernels == ["forward"] * kernel + ["backward"] * backward
     wide = [t.double() for t in maps], [t.double() for t in slopes]
     expected = gradients(copy.deepcopy(norm).double(), *wide, apart)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() <= 3e-6 * b.abs().max()
+
+
+def test_second_gradients_of_what_is_read_beside_a_norm():
+    """Oracle: autograd's own sum of the gradients, in float64."""
+    torch.manual_seed(0)
+    norm = GroupNorm(4, 32)
+    x = torch.randn(3, 32, 4, 5).contiguous(memory_format=torch.channels_last)
+
+    def second(norm, x, beside):
+        x = x.detach().requires_grad_()
+        h, read, _ = beside(norm, x)
+        (first,) = torch.autograd.grad((h.pow(2) * read.sin()).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [x, norm.weight])
+
+    found = second(norm, x, module.beside)
+    expected = second(copy.deepcopy(norm).double(), x.double(), lambda n, x: (norm_silu(n, x), x, None))
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("change", ["more threads than images", "another layout"])
+@pytest.mark.parametrize("two", [False, True])
+def test_backward_where_the_saved_maps_or_the_threads_have_changed(change, two, kernels, monkeypatch):
+    """Oracle: the same without the change. Saved tensors that went to disk and back have a layout of their
+    own."""
+    threads = [2]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
+    torch.manual_seed(0)
+    norm = GroupNorm(4, 48)
+    parts = (16, 32) if two else (48,)
+    maps = [torch.randn(3, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in parts]
+
+    def gradients():
+        threads[0] = 2
+        tensors = [t.detach().requires_grad_() for t in maps]
+        h, *read = module.beside(norm, *tensors)
+        value = h.pow(3).sum() + sum(t.sin().sum() for t in read if t is not None)
+        threads[0] = 4 if change == "more threads than images" else 2
+        return torch.autograd.grad(value, [*tensors, norm.weight])
+
+    def packed(t):
+        return t.detach().clone(memory_format=torch.contiguous_format)
+
+    if change == "another layout":
+        with torch.autograd.graph.saved_tensors_hooks(packed, lambda t: t):
+            found = gradients()
+    else:
+        found = gradients()
+        change = ""
+    for a, b in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_two_maps_of_different_sizes():

@@ -131,6 +131,22 @@ def test_gradients_are_torchs(direct, ran, x_too, sums, doubled, out, monkeypatc
     assert ran == ["_run", *(["_run"] if x_too else []), "_weight_gradients"]
 
 
+@pytest.mark.parametrize("learns", ["weight", "bias"])
+def test_gradients_of_saved_maps_in_another_layout(learns, direct):
+    layer, x = layer_and_maps(32, 20, 6, 9, 14)
+    layer.requires_grad_(False)
+    wanted = getattr(layer, learns).requires_grad_()
+
+    def gradient():
+        def packed(t):
+            return t.detach().clone(memory_format=torch.contiguous_format)
+
+        with torch.autograd.graph.saved_tensors_hooks(packed, lambda t: t):
+            return torch.autograd.grad(layer(x).square().sum(), wanted)[0]
+
+    assert_near(gradient(), direct(gradient))
+
+
 def test_gradients_are_the_same_every_time():
     torch.set_num_threads(2)
     layer, x = layer_and_maps(32, 32, 16, 12, 12)
