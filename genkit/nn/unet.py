@@ -284,7 +284,8 @@ class UNet(nn.Module):
         embedding = F.silu(embedding)
 
         x_in = 2 * x - 1 if details.rescale_input else x
-        h = self.conv_in(F.pixel_unshuffle(x_in.to(dtype), self.patch))
+        h = x_in.to(dtype)
+        h = self.conv_in(h if self.patch == 1 else F.pixel_unshuffle(h, self.patch))
         skips = [h]
         for level in self.down:
             skips += level(skips[-1], embedding)
@@ -293,4 +294,4 @@ class UNet(nn.Module):
             h = level(h, embedding, skips)
 
         h = self.conv_out(norm_silu(self.norm_out, h))
-        return F.pixel_shuffle(h, self.patch).to(x.dtype)
+        return (h if self.patch == 1 else F.pixel_shuffle(h, self.patch)).to(x.dtype)
