@@ -95,8 +95,9 @@ def beside(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """norm_silu(norm, x, more=more), or without `activate` the norm alone, and x and `more` again.
 
-    What else reads them, as a shortcut does, should read these: its gradient is then added in the norm's own
-    last pass over them. A `GroupNorm` is not called, so its hooks do not run.
+    x: (B, C, H, W), more: (B, C', H, W) or None -> (B, C + C', H, W), and both as they were. What else reads
+    them, as a shortcut does, should read these: its gradient is then added in the norm's own last pass over
+    them. A `GroupNorm` is not called, so its hooks do not run.
     """
     if isinstance(norm, GroupNorm):
         return _normalise(norm, _Inputs(x, more, norm.weight, norm.bias, None, None, None), activate, True)
@@ -162,7 +163,7 @@ class _Found(NamedTuple):
     offset: Tensor
 
 
-class _Plus(NamedTuple):
+class _Others(NamedTuple):
     """Gradients that are added to those of the maps: what others than the norm read of them gave."""
 
     x: Tensor | None = None
@@ -276,7 +277,7 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
 
 
 def _backward(
-    inputs: _Inputs, found: _Found, gradient: Tensor, groups: int, activate: bool, plus: _Plus
+    inputs: _Inputs, found: _Found, gradient: Tensor, groups: int, activate: bool, plus: _Others
 ) -> tuple[Tensor, Tensor | None, _Sums]:
     """The gradients of x and `more`, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
@@ -289,7 +290,7 @@ def _backward(
     if inputs.more is not None:
         maps, split = joined(inputs.x, inputs.more), inputs.x.shape[1]
         whole = inputs._replace(x=maps, more=None)
-        both, _, summed = _backward(whole, found, gradient, groups, activate, _Plus())
+        both, _, summed = _backward(whole, found, gradient, groups, activate, _Others())
         return _sum(both[:, :split], plus.x), _sum(both[:, split:], plus.more), summed
     # the SiLU's gradient waits in `result` for the sums; without a SiLU it is `grads` itself
     result = torch.empty_like(rows)
@@ -362,7 +363,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, (groups, eps, activate) = ctx.saved_tensors, ctx.settings
-        inputs, plus = _Inputs(*saved[:7]), _Plus(*others)
+        inputs, plus = _Inputs(*saved[:7]), _Others(*others)
         if gradient is None:
             return (*plus, *[None] * 9)
         if torch.is_grad_enabled():
