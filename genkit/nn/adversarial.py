@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .blocks import group_norm
 from .coders import Shape
+from .patches import Conv2d, ConvTranspose2d
+from .winograd import Conv3x3
 
 MOST = 8  # channels of the deepest level over those of the first
 LEAST = 4  # pixels of the longer side there: a critic that stops at 7 sees strokes, not digits
@@ -58,9 +60,9 @@ class Generator(nn.Module):
         layers: list[nn.Module] = [nn.Flatten(), nn.Linear(latent, math.prod(start)), nn.Unflatten(1, start)]
         for i in range(times - 1, -1, -1):
             out = widths[i - 1] if i else image[0]
-            layers += [group_norm(widths[i]), nn.ReLU(), nn.ConvTranspose2d(widths[i], out, 4, 2, 1)]
+            layers += [group_norm(widths[i]), nn.ReLU(), ConvTranspose2d(widths[i], out, 4, 2, 1)]
         if times == 0:
-            layers += [group_norm(width), nn.ReLU(), nn.Conv2d(width, image[0], 3, padding=1)]
+            layers += [group_norm(width), nn.ReLU(), Conv3x3(width, image[0])]
         self.layers, self.size = nn.Sequential(*layers), image[1:]
         self.latent_shape = (latent, 1, 1)
 
@@ -88,7 +90,7 @@ class Critic(nn.Module):
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
             # an odd side is rounded up, which a kernel of 3 does by itself
             kernel = 4 if all(not (n & 1) for n in _bottom(image, i)) else 3
-            layers += [nn.Conv2d(a, b, kernel, 2 if times else 1, padding=1), nn.LeakyReLU(0.2)]
+            layers += [Conv2d(a, b, kernel, 2 if times else 1, padding=1), nn.LeakyReLU(0.2)]
         units = widths[-1] * math.prod(_bottom(image, times))
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(units, 1))
         _start(self, 0.2)
@@ -107,14 +109,14 @@ class PatchCritic(nn.Module):
 
     def __init__(self, channels: int, width: int = 64, depth: int = 1) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [Conv2d(channels, width, 4, 2, padding=1), nn.LeakyReLU(0.2)]
         wide = width
         for i in range(1, depth + 1):
             out = width * min(2**i, MOST)
-            layers += [nn.Conv2d(wide, out, 4, 2 if i < depth else 1, padding=1)]
+            layers += [Conv2d(wide, out, 4, 2 if i < depth else 1, padding=1)]
             layers += [group_norm(out), nn.LeakyReLU(0.2)]
             wide = out
-        self.layers = nn.Sequential(*layers, nn.Conv2d(wide, 1, 3, padding=1))
+        self.layers = nn.Sequential(*layers, Conv3x3(wide, 1))
         _start(self, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:

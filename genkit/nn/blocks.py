@@ -12,6 +12,7 @@ from .attention import attend
 from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
 from .norm import beside, group_norm, joined, norm_silu
+from .patches import Conv2d
 from .winograd import Conv3x3
 
 Norm = Callable[[int], nn.Module]  # channels -> the normalisation of maps of so many channels
@@ -166,12 +167,12 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, centred: bool = False) -> None:
         super().__init__()
-        self.pad = (1, 1, 1, 1) if centred else (0, 1, 0, 1)
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.more = (0, 0) if centred else (1, 1)
+        self.conv = Conv2d(channels, channels, 3, 2, padding=int(centred))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, H / 2, W / 2)."""
-        return self.conv(F.pad(x, self.pad))
+        return self.conv(x, more=self.more)
 
 
 class Upsample(nn.Module):

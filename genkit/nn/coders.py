@@ -1,16 +1,42 @@
 """Encoders and decoders: images (C, H, W) to codes, maps (C', H', W') or vectors (C', 1, 1), and back."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convnet import Residual
-from .norm import Chain, group_norm
+from .norm import GroupNorm, group_norm, norm_silu
+from .patches import Conv2d
 from .winograd import Conv3x3
 
 Shape = tuple[int, int, int]
+
+
+class Chain(nn.Sequential):
+    """`nn.Sequential`, in which a group norm and the SiLU after it are one step, past their hooks, and so are
+    a 3x3 convolution and the pixel shuffle by 2 after it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the last layer gives, of x for the first."""
+        layers = iter(pairwise([*self, None]))
+        for layer, following in layers:
+            if isinstance(layer, GroupNorm) and isinstance(following, nn.SiLU):
+                x = norm_silu(layer, x)
+                next(layers)
+            elif isinstance(layer, Conv3x3) and _doubles(following):
+                x = layer(x, shuffled=True)
+                next(layers)
+            else:
+                x = layer(x)  # type: ignore[misc]
+        return x
+
+
+def _doubles(layer: nn.Module | None) -> bool:
+    return isinstance(layer, nn.PixelShuffle) and layer.upscale_factor == 2
 
 
 class Brightness(nn.Module):
@@ -86,12 +112,12 @@ class ConvEncoder(nn.Module):
         times = halvings(image, code)
         widths = _widths(width, times)
         if times == 0:
-            layers: list[nn.Module] = [nn.Conv2d(image[0], width, 3, padding=1)]
+            layers: list[nn.Module] = [Conv3x3(image[0], width)]
             layers += [Residual(width) for _ in range(blocks)]
         else:
             layers = []
         for a, b in zip([image[0], *widths[1:]], widths[1:]):
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1)]
+            layers += [Conv2d(a, b, 4, stride=2, padding=1)]
             layers += [Residual(b) for _ in range(blocks)]
         layers += [group_norm(widths[-1]), nn.SiLU()]
         if code[1:] == (1, 1):

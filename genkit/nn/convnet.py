@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .blocks import group_norm, sinusoid, zero
 from .norm import norm_silu
+from .patches import Conv2d
 from .winograd import Conv3x3
 
 
@@ -55,8 +56,8 @@ class ConvNet(nn.Module):
         self.feature_dim = widths[-1]
         embedding = self.feature_dim if conditional else 0
         self.embed = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU()) if conditional else None
-        self.resize = nn.ModuleList([nn.Conv2d(channels, width, 5, stride, padding=2)])
-        self.resize.extend(nn.Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths))
+        self.resize = nn.ModuleList([Conv2d(channels, width, 5, stride, padding=2)])
+        self.resize.extend(Conv2d(a, b, 3, 2, padding=1) for a, b in pairwise(widths))
         self.scales = nn.ModuleList(
             nn.ModuleList(Residual(w, embedding) for _ in range(blocks)) for w in widths
         )

@@ -1,6 +1,5 @@
 """Group normalisation, with what the U-Net does around it (embedding, SiLU) in the same passes on a CPU."""
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -54,21 +53,6 @@ def norm_silu(
 def joined(x: Tensor, more: Tensor | None) -> Tensor:
     """The map with the channels of x, then those of `more`, if any."""
     return x if more is None else torch.cat([x, more], dim=1)
-
-
-class Chain(nn.Sequential):
-    """`nn.Sequential`, in which a group norm and the SiLU after it are one step, past their hooks."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the last layer gives, of x for the first."""
-        layers = iter(pairwise([*self, None]))
-        for layer, following in layers:
-            if isinstance(layer, GroupNorm) and isinstance(following, nn.SiLU):
-                x = norm_silu(layer, x)
-                next(layers)
-            else:
-                x = layer(x)  # type: ignore[misc]
-        return x
 
 
 def normalise(

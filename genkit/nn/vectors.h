@@ -22,6 +22,42 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
+// n floats: 0, those of `from`, and with them added.
+#if defined(__AVX512F__)
+static inline __mmask16 rest(int64_t n) { return (1u << n % LANES) - 1; }
+#endif
+
+static inline void clear(float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, Vec{});
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to + i, rest(n), Vec{});
+#else
+    for (; i < n; i++) to[i] = 0;
+#endif
+}
+
+static inline void copy(const float* from, float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, load(from + i));
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to + i, rest(n), _mm512_maskz_loadu_ps(rest(n), from + i));
+#else
+    for (; i < n; i++) to[i] = from[i];
+#endif
+}
+
+static inline void add(const float* from, float* to, int64_t n) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, load(to + i) + load(from + i));
+#if defined(__AVX512F__)
+    const Vec sum = _mm512_maskz_loadu_ps(rest(n), to + i) + (Vec)_mm512_maskz_loadu_ps(rest(n), from + i);
+    _mm512_mask_storeu_ps(to + i, rest(n), sum);
+#else
+    for (; i < n; i++) to[i] += from[i];
+#endif
+}
+
 // e^x to 2 units in the last place, after Cephes. Beyond what a float holds: 0 and infinity, or, without
 // AVX-512, e^-87 and e^87. NaN stays.
 static inline Vec exponential(Vec x) {

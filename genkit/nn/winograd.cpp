@@ -5,6 +5,9 @@
 // A block of tiles goes through all three parts (input transform, 36 matrix products, output transform) on
 // one core, so that what lies between them never leaves its L2 cache. What a tile gives does not depend on
 // the block it is in. Channels in and out are multiples of 16; the interface is in winograd.py.
+//
+// A map may be `shuffled` (Shi et al. 2016): its pixels lie as twice as many rows and columns of a quarter of
+// the channels, 16 or a multiple of it. Its channels are then counted corner by corner of these four.
 
 #include <algorithm>
 
@@ -84,29 +87,52 @@ bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || p
 // Between two points of a transformed block: a whole number of pages would put all 36 in the same cache sets.
 int64_t padded(int64_t channels) { return channels + 16; }
 
+// How a map (N, H, W, K) lies in memory: its rows and pixels, in floats, and the channels of a pixel.
+struct Layout {
+    int64_t channels, row, pixel, quarter;
+    Layout(int64_t width, int64_t channels, int shuffled)
+        : channels(channels),
+          row(width * channels),
+          pixel(shuffled ? channels / 2 : channels),
+          quarter(shuffled ? channels / 4 : channels) {}
+    int64_t at(int64_t k) const {
+        if (quarter == channels) return k;
+        const int64_t corner = k / quarter;
+        return corner / 2 * (row / 2) + corner % 2 * quarter + k % quarter;
+    }
+    int64_t reach() const { return at(channels - 1) + 1; }
+};
+
+// Which of a layer's channels is the one counted k.
+int64_t original(int64_t k, int64_t channels, int shuffled) {
+    return shuffled ? k % (channels / 4) * 4 + k / (channels / 4) : k;
+}
+
 // Asks for what the tile to the right takes: the cache's own guesses end with each row of a tile. Where there
 // is no such tile, nothing happens.
 inline void ahead(const float* p) { __builtin_prefetch(p, 0); }
 inline void ahead(float* p) { __builtin_prefetch(p, 1); }
 
-void transform_input(const Maps& s, Tile tile, const float* x, const float* zeros, float* v, int64_t point) {
+void transform_input(const Maps& s, Tile tile, const Layout& in, const float* x, const float* zeros, float* v,
+                     int64_t point) {
     const float* from[IN][IN];
     for (int i = 0; i < IN; i++)
         for (int j = 0; j < IN; j++) {
             int64_t y = tile.top + i - 1, z = tile.left + j - 1;
             bool inside = y >= 0 && y < s.height && z >= 0 && z < s.width;
             const int64_t row = (tile.image * s.height + y) >> s.doubled;
-            from[i][j] = inside ? x + (row * (s.width >> s.doubled) + (z >> s.doubled)) * s.in : zeros;
+            from[i][j] = inside ? x + row * in.row + (z >> s.doubled) * in.pixel : zeros;
         }
-    const int64_t row = (s.width >> s.doubled) * s.in, pixels = OUT >> s.doubled;
-    const float* next = from[2][2] + pixels * s.in;
+    const int64_t pixels = OUT >> s.doubled;
+    const float* next = from[2][2] + pixels * in.pixel;
     for (int64_t c = 0; c < s.in; c += LANES) {
+        const int64_t at = in.at(c);
         for (int i = 0; i < pixels; i++)
-            for (int j = 0; j < pixels; j++) ahead(next + i * row + c * pixels + j * LANES);
+            for (int j = 0; j < pixels; j++) ahead(next + i * in.row + j * in.pixel + at);
         alignas(64) Vec half[IN][IN];
         for (int j = 0; j < IN; j++) {
             Vec d[IN], r[IN];
-            for (int i = 0; i < IN; i++) d[i] = load(from[i][j] + c);
+            for (int i = 0; i < IN; i++) d[i] = load(from[i][j] + at);
             input(d, r);
             for (int i = 0; i < IN; i++) half[i][j] = r[i];
         }
@@ -119,11 +145,11 @@ void transform_input(const Maps& s, Tile tile, const float* x, const float* zero
 }
 
 // The channels of a panel of the result; m has only them.
-void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, const float* bias,
-                      const float* plus, Panel panel, float* y) {
+void transform_output(const Maps& s, Tile tile, const Layout& out, const float* m, int64_t point,
+                      const float* bias, const float* plus, Panel panel, float* y) {
     int rows = std::min<int64_t>(OUT, s.height - tile.top),
         columns = std::min<int64_t>(OUT, s.width - tile.left);
-    const int64_t begin = ((tile.image * s.height + tile.top) * s.width + tile.left) * s.out + panel.first;
+    const int64_t corner = (tile.image * s.height + tile.top) * out.row + tile.left * out.pixel;
     for (int64_t k = 0; k < panel.wide; k += LANES) {
         alignas(64) Vec half[OUT][IN];
         for (int j = 0; j < IN; j++) {
@@ -132,17 +158,18 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
             output(d, r);
             for (int i = 0; i < OUT; i++) half[i][j] = r[i];
         }
+        const int64_t begin = corner + out.at(panel.first + k);
         for (int i = 0; i < rows; i++)
             for (int j = OUT; j < 2 * OUT; j++) {
-                ahead(y + begin + (i * s.width + j) * s.out + k);
-                if (plus) ahead(plus + begin + (i * s.width + j) * s.out + k);
+                ahead(y + begin + i * out.row + j * out.pixel);
+                if (plus) ahead(plus + begin + i * out.row + j * out.pixel);
             }
         Vec add = bias ? load(bias + panel.first + k) : Vec{};
         for (int i = 0; i < rows; i++) {
             Vec r[OUT];
             output(half[i], r);
             for (int j = 0; j < columns; j++) {
-                const int64_t at = begin + (i * s.width + j) * s.out + k;
+                const int64_t at = begin + i * out.row + j * out.pixel;
                 store(y + at, plus ? r[j] + add + load(plus + at) : r[j] + add);
             }
         }
@@ -150,21 +177,22 @@ void transform_output(const Maps& s, Tile tile, const float* m, int64_t point, c
 }
 
 // Adds the sums over pixels to `total` (K).
-void transform_gradient(const Maps& s, Tile tile, const float* dy, const float* zeros, float* z,
-                        int64_t point, float* total) {
+void transform_gradient(const Maps& s, Tile tile, const Layout& out, const float* dy, const float* zeros,
+                        float* z, int64_t point, float* total) {
     const float* from[OUT][OUT];
     for (int i = 0; i < OUT; i++)
         for (int j = 0; j < OUT; j++) {
             bool inside = tile.top + i < s.height && tile.left + j < s.width;
             int64_t row = tile.image * s.height + tile.top + i;
-            from[i][j] = inside ? dy + (row * s.width + tile.left + j) * s.out : zeros;
+            from[i][j] = inside ? dy + row * out.row + (tile.left + j) * out.pixel : zeros;
         }
     for (int64_t k = 0; k < s.out; k += LANES) {
+        const int64_t at = out.at(k);
         alignas(64) Vec half[IN][OUT];
         Vec sum = load(total + k);
         for (int j = 0; j < OUT; j++) {
             Vec d[OUT], r[IN];
-            for (int i = 0; i < OUT; i++) d[i] = load(from[i][j] + k);
+            for (int i = 0; i < OUT; i++) d[i] = load(from[i][j] + at);
             sum += d[0] + d[1] + (d[2] + d[3]);
             output_back(d, r);
             for (int i = 0; i < IN; i++) half[i][j] = r[i];
@@ -184,9 +212,9 @@ extern "C" {
 
 // u (36 C K floats: panel by panel, point by point) of the weights w, whose strides are given in floats: (K,
 // C, 3, 3), or, with `back`, what the gradient of x takes: (C, K, 3, 3) turned by half a circle. real: the
-// first channels of w's result, the others, up to a multiple of 16, being 0.
+// first channels of w's result, the others, up to a multiple of 16, being 0. shuffled: w's result is.
 void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_t stride_y, int64_t stride_x,
-                      int64_t in, int64_t out, int64_t real, int back, float* u, int threads) {
+                      int64_t in, int64_t out, int64_t real, int back, int shuffled, float* u, int threads) {
     if (back) std::swap(stride_k, stride_c);
     const int64_t real_in = back ? real : in, real_out = back ? out : real;
 #pragma omp parallel for num_threads(threads)
@@ -198,11 +226,13 @@ void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_
             for (int j = 0; j < 3; j++) {
                 Vec g[3], r[IN];
                 for (int i = 0; i < 3; i++) {
-                    const float* from = w + c * stride_c + k * stride_k + (back ? 2 - i : i) * stride_y +
-                                        (back ? 2 - j : j) * stride_x;
+                    const float* from = w + original(c, in, back && shuffled) * stride_c +
+                                        original(k, out, !back && shuffled) * stride_k +
+                                        (back ? 2 - i : i) * stride_y + (back ? 2 - j : j) * stride_x;
                     const int64_t lanes = c < real_in ? std::min<int64_t>(LANES, real_out - k) : 0;
+                    const int64_t step = !back && shuffled ? 4 * stride_k : stride_k;
                     g[i] = Vec{};
-                    for (int lane = 0; lane < lanes; lane++) g[i][lane] = from[lane * stride_k];
+                    for (int lane = 0; lane < lanes; lane++) g[i][lane] = from[lane * step];
                 }
                 kernel(g, r);
                 for (int i = 0; i < IN; i++) half[i][j] = r[i];
@@ -218,11 +248,13 @@ void winograd_weights(const float* w, int64_t stride_k, int64_t stride_c, int64_
 
 // y (N, H, W, K) = x (N, H, W, C) * u + bias (K) + plus (N, H, W, K), the last two perhaps null, in blocks of
 // `most` tiles; `doubled`: x (N, H / 2, W / 2, C). The panels of a block are shared among `sharers` threads:
-// few tiles are done soon, and what takes time is reading the weights. 0, or 1: no memory.
+// few tiles are done soon, and what takes time is reading the weights. shuffled_x, shuffled_y: how they lie.
+// 0, or 1: no memory.
 int winograd(const float* x, const float* u, const float* bias, const float* plus, float* y, int64_t images,
-             int64_t height, int64_t width, int64_t in, int64_t out, int doubled, int64_t most, int sharers,
-             int threads) {
+             int64_t height, int64_t width, int64_t in, int64_t out, int doubled, int shuffled_x,
+             int shuffled_y, int64_t most, int sharers, int threads) {
     const Maps s{images, height, width, in, out, doubled};
+    const Layout layout_x(width >> doubled, in, shuffled_x), layout_y(width, out, shuffled_y);
     const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_m = padded(PANEL);
     const int64_t vectors = out / LANES;
     int failed = 0;
@@ -230,10 +262,11 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
     {
         static thread_local Scratch scratch;
         const int64_t size_v = POINTS * most * row_v, size_m = POINTS * most * row_m;
-        float *zeros = scratch.of(in + size_v + size_m), *v = nullptr, *m = nullptr;
+        const int64_t reach = layout_x.reach();
+        float *zeros = scratch.of(reach + size_v + size_m), *v = nullptr, *m = nullptr;
         if (zeros) {
-            v = zeros + in, m = v + size_v;
-            std::fill(zeros, zeros + in, 0.0f);
+            v = zeros + reach, m = v + size_v;
+            std::fill(zeros, zeros + reach, 0.0f);
             for (int p = 0; p < POINTS; p++)
                 if (empty(s, p)) std::fill(m + p * most * row_m, m + (p + 1) * most * row_m, 0.0f);
         } else {
@@ -245,7 +278,7 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
             if (!zeros) continue;
             const int64_t first = item / sharers * most, n = std::min(most, s.tiles() - first);
             for (int64_t t = 0; t < n; t++)
-                transform_input(s, Tile(s, first + t), x, zeros, v + t * row_v, most * row_v);
+                transform_input(s, Tile(s, first + t), layout_x, x, zeros, v + t * row_v, most * row_v);
             // the panels that begin in this thread's share of the channels
             const int64_t begin = vectors * (item % sharers) / sharers * LANES;
             const int64_t end = vectors * (item % sharers + 1) / sharers * LANES;
@@ -261,8 +294,8 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
                                        u + (POINTS * k + p * panel.wide) * in, in, m + p * most * row_m,
                                        row_m);
                 for (int64_t t = 0; t < n; t++)
-                    transform_output(s, Tile(s, first + t), m + t * row_m, most * row_m, bias, plus, panel,
-                                     y);
+                    transform_output(s, Tile(s, first + t), layout_y, m + t * row_m, most * row_m, bias, plus,
+                                     panel, y);
                 k += panel.wide;
             }
         }
@@ -271,13 +304,14 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
 }
 
 // dw, whose strides are given as for the weights, for the first `real` channels, and db (K) of x (N, H, W, C)
-// and dy (N, H, W, K), in blocks of `most` tiles. sums: scratch of threads * (36 C + 1) K floats; thread by
-// thread, so that the result is always the same. 0, or 1: no memory.
+// and dy (N, H, W, K), perhaps shuffled, in blocks of `most` tiles. sums: scratch of threads * (36 C + 1) K
+// floats; thread by thread, so that the result is always the same. 0, or 1: no memory.
 int winograd_weights_back(const float* x, const float* dy, float* dw, float* db, int64_t stride_k,
                           int64_t stride_c, int64_t stride_y, int64_t stride_x, int64_t images,
                           int64_t height, int64_t width, int64_t in, int64_t out, int64_t real, int doubled,
-                          float* sums, int64_t most, int threads) {
+                          int shuffled, float* sums, int64_t most, int threads) {
     const Maps s{images, height, width, in, out, doubled};
+    const Layout layout_x(width >> doubled, in, 0), layout_y(width, out, shuffled);
     const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_z = padded(out);
     const int64_t weights = POINTS * in * out, size = weights + out;
     int failed = 0;
@@ -285,7 +319,7 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
     {
         static thread_local Scratch scratch;
         const int64_t size_v = POINTS * most * row_v, size_z = POINTS * most * row_z,
-                      wide = std::max(in, out);
+                      wide = std::max(in, layout_y.reach());
         float* zeros = scratch.of(wide + size_v + size_z + out);
         float *v = nullptr, *z = nullptr, *total = nullptr;
         if (zeros) {
@@ -304,8 +338,8 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
                 std::fill(total, total + out, 0.0f);
                 for (int64_t t = 0; t < n; t++) {
                     const Tile tile(s, first + t);
-                    transform_input(s, tile, x, zeros, v + t * row_v, most * row_v);
-                    transform_gradient(s, tile, dy, zeros, z + t * row_z, most * row_z, total);
+                    transform_input(s, tile, layout_x, x, zeros, v + t * row_v, most * row_v);
+                    transform_gradient(s, tile, layout_y, dy, zeros, z + t * row_z, most * row_z, total);
                 }
                 for (int64_t k = 0; k < out; k++) u[weights + k] += total[k];
                 for (int p = 0; p < POINTS; p++) {
@@ -320,7 +354,8 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
         for (int64_t k = 0; k < out; k += LANES) {
             Vec bias = {};
             for (int part = 0; part < threads; part++) bias += load(sums + part * size + weights + k);
-            store(db + k, bias);
+            const int64_t first = original(k, out, shuffled), step = shuffled ? 4 : 1;
+            for (int lane = 0; lane < LANES; lane++) db[first + lane * step] = bias[lane];
             for (int64_t c = 0; c < in; c++) {
                 alignas(64) Vec half[3][IN];
                 for (int j = 0; j < IN; j++) {
@@ -338,8 +373,8 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
                     kernel_back(half[i], r);
                     for (int j = 0; j < 3; j++)
                         for (int lane = 0; lane < std::min<int64_t>(LANES, real - k); lane++)
-                            dw[(k + lane) * stride_k + c * stride_c + i * stride_y + j * stride_x] =
-                                r[j][lane];
+                            dw[(first + lane * step) * stride_k + c * stride_c + i * stride_y +
+                               j * stride_x] = r[j][lane];
                 }
             }
         }

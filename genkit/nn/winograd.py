@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..native import addresses, library, readable
-from . import again
+from . import again, patches
 
 _STEP = 16  # channels in are a multiple of it; channels out are filled up with zeros
+_FEW = 6  # channels of which products of patches are faster; of a map four times as large, half as many
 _LARGEST = 1 << 18  # channels in times channels out: their transformed weights take 38 MB
 _FEWEST, _FEWEST_BACK = 12, 64  # tiles that pay the work on the weights; with that on their gradient
 _BLOCK = 48  # tiles of a block at most: its transformed maps fit the L2 cache
@@ -35,23 +36,54 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
-        self._kept: dict[bool, _Kept] = {}
+        self._kept: dict[tuple[bool, bool], _Kept] = {}
 
-    def forward(self, x: Tensor, plus: Tensor | None = None, doubled: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, plus: Tensor | None = None, doubled: bool = False, shuffled: bool = False
+    ) -> Tensor:
         """x: (B, channels_in, H, W) -> (B, channels_out, H, W).
 
         plus: a map of the result's shape, added to it. doubled: the convolution of x with every pixel twice
-        in both directions, (B, channels_out, 2 H, 2 W).
+        in both directions, (B, channels_out, 2 H, 2 W). shuffled: F.pixel_shuffle of the result by 2,
+        (B, channels_out / 4, 2 H, 2 W); alone.
         """
+        if plus is None and not doubled and self._thin(shuffled) and patches.takes(x, self.weight, self.bias):
+            return self._by_patches(x, shuffled)
+        if shuffled and self.out_channels % (4 * _STEP):
+            return F.pixel_shuffle(self(x), 2)
         tensors = (x, self.weight, self.bias, plus)
         learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         if not self._suits(x, doubled, _FEWEST_BACK if learns else _FEWEST):
-            return _plain(*tensors, doubled)
+            y = _plain(*tensors, doubled)
+            return F.pixel_shuffle(y, 2) if shuffled else y
         if plus is not None and not self._takes(plus, _size(x.shape, doubled)):
             return self(x, doubled=doubled) + plus
         if learns:
-            return _Convolve.apply(*tensors, doubled, self._transformed)
-        return _run(_found(), x, self._transformed(self.weight), self.bias, plus, self.out_channels, doubled)
+            return _Convolve.apply(*tensors, doubled, shuffled, self._transformed)
+        weights = self._transformed(self.weight, False, shuffled)
+        return _run(_found(), x, weights, self.bias, plus, self.out_channels, doubled, False, shuffled)
+
+    def _thin(self, shuffled: bool) -> bool:
+        """Whether one of the maps has few channels."""
+        return self.in_channels <= _FEW or self.out_channels <= (2 * _FEW if shuffled else _FEW)
+
+    def _by_patches(self, x: Tensor, shuffled: bool) -> Tensor:
+        """The convolution of one map of few channels and another: the patches are that one's."""
+        few = self.out_channels // 4 if shuffled else self.out_channels
+        if few > _FEW:
+            y = patches.convolve(x, self.weight, self.bias, 1, 1)
+            return F.pixel_shuffle(y, 2) if shuffled else y
+        turned = self.weight.flip(2, 3).transpose(0, 1)  # what a pixel of x adds to those around
+        if not shuffled:
+            return patches.spread(x, turned, self.bias, 1, 1)
+        # its window in the shuffled map has 6x6 pixels: a corner of each for each of the 3x3
+        corners = turned.unflatten(1, (few, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+        y = patches.spread(x, corners.reshape(-1, few, 6, 6), None, 2, 2)
+        return (
+            y
+            if self.bias is None
+            else y + F.pixel_shuffle(self.bias[:, None, None], 2).repeat(1, *x.shape[2:])
+        )
 
     def _suits(self, x: Tensor, doubled: bool, fewest: int) -> bool:
         """Whether the kernels take these, and pay."""
@@ -64,8 +96,8 @@ class Conv3x3(nn.Conv2d):
             and x.ndim == 4
             and x.shape[1] == channels
             and x.is_contiguous(memory_format=torch.channels_last)
-            and fewest <= (tiles := _tiles(x.shape, doubled))
-            and 4 * tiles < math.prod(_size(x.shape, doubled))  # below, a tile holds too little of the map
+            and fewest <= (tiles := _tiles(size := _size(x.shape, doubled)))
+            and 4 * tiles < math.prod(size)  # below, a tile holds too little of the map
             and _kernels() is not None
         )
 
@@ -75,13 +107,14 @@ class Conv3x3(nn.Conv2d):
         whole = plus.shape == (b, self.out_channels, height, width) and self.out_channels % _STEP == 0
         return whole and readable(plus)
 
-    def _transformed(self, weight: Tensor, back: bool = False) -> Tensor:
+    def _transformed(self, weight: Tensor, back: bool, shuffled: bool) -> Tensor:
         """`_transform` of this layer's weight: kept while it is frozen."""
         if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
-            return _transform(_found(), weight, back)
-        kept, state = self._kept.get(back), (weight.data_ptr(), weight._version)
+            return _transform(_found(), weight, back, shuffled)
+        kept, state = self._kept.get((back, shuffled)), (weight.data_ptr(), weight._version)
         if kept is None or kept.state != state:
-            kept = self._kept[back] = _Kept(weight.detach(), state, _transform(_found(), weight, back))
+            made = _transform(_found(), weight, back, shuffled)
+            kept = self._kept[back, shuffled] = _Kept(weight.detach(), state, made)
         return kept.weights
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,11 +138,13 @@ class _Convolve(torch.autograd.Function):
         bias: Tensor | None,
         plus: Tensor | None,
         doubled: bool,
+        shuffled: bool,
         transformed: Callable[..., Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.doubled, ctx.transformed = doubled, transformed
-        return _run(_found(), x, transformed(weight), bias, plus, len(weight), doubled)
+        ctx.doubled, ctx.shuffled, ctx.transformed = doubled, shuffled, transformed
+        weights = transformed(weight, False, shuffled)
+        return _run(_found(), x, weights, bias, plus, len(weight), doubled, False, shuffled)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,20 +153,23 @@ class _Convolve(torch.autograd.Function):
         dplus = gradient if ctx.needs_input_grad[3] else None
         if torch.is_grad_enabled():
             plain = functools.partial(_plain, plus=None, doubled=ctx.doubled)
-            found = again.gradients(plain, (x, weight, bias), gradient, ctx.needs_input_grad[:3])
-            return *found, dplus, None, None
+            straight = F.pixel_unshuffle(gradient, 2) if ctx.shuffled else gradient
+            found = again.gradients(plain, (x, weight, bias), straight, ctx.needs_input_grad[:3])
+            return *found, dplus, None, None, None
         missing = _filled(len(weight)) - len(weight)
         gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            dx = _run(_found(), gradient, ctx.transformed(weight, True), None, None, x.shape[1], False)
+            weights = ctx.transformed(weight, True, ctx.shuffled)
+            dx = _run(_found(), gradient, weights, None, None, x.shape[1], False, ctx.shuffled)
             dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
         if ctx.needs_input_grad[1]:
             x = x.contiguous(memory_format=torch.channels_last)  # hooks of saved tensors may change it
-            dw, db = _weight_gradients(x, gradient, weight, ctx.doubled)
+            dw, db = _weight_gradients(x, gradient, weight, ctx.doubled, ctx.shuffled)
         elif ctx.needs_input_grad[2]:
-            db = gradient.sum((0, 2, 3))[: len(weight)]
-        return dx, dw, None if bias is None else db, dplus, None, None
+            straight = F.pixel_unshuffle(gradient, 2) if ctx.shuffled else gradient
+            db = straight.sum((0, 2, 3))[: len(weight)]
+        return dx, dw, None if bias is None else db, dplus, None, None, None
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool) -> Tensor:
@@ -162,16 +200,16 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
-    found.winograd_weights.argtypes = [_POINTER, *[_LONG] * 7, _INT, _POINTER, _INT]
-    found.winograd.argtypes = [*[_POINTER] * 5, *[_LONG] * 5, _INT, _LONG, _INT, _INT]
-    found.winograd_weights_back.argtypes = [*[_POINTER] * 4, *[_LONG] * 10, _INT, _POINTER, _LONG, _INT]
+    found.winograd_weights.argtypes = [_POINTER, *[_LONG] * 7, _INT, _INT, _POINTER, _INT]
+    found.winograd.argtypes = [*[_POINTER] * 5, *[_LONG] * 5, *[_INT] * 3, _LONG, _INT, _INT]
+    found.winograd_weights_back.argtypes = [*[_POINTER] * 4, *[_LONG] * 10, _INT, _INT, _POINTER, _LONG, _INT]
     found.winograd_weights.restype, found.winograd.restype = None, _INT
     found.winograd_weights_back.restype = _INT
     with torch.no_grad():
         numbers = torch.arange(6912, dtype=torch.float32, device="cpu").sin()
         x = numbers[:480].view(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
         weight = numbers.view(48, 16, 3, 3)
-        y = _run(found, x, _transform(found, weight), None, None, 48, False)
+        y = _run(found, x, _transform(found, weight, False, False), None, None, 48)
         return found if torch.allclose(y, F.conv2d(x, weight, padding=1), atol=1e-3) else None
 
 
@@ -182,14 +220,21 @@ def _found() -> ctypes.CDLL:
     return kernels
 
 
-def _transform(kernels: ctypes.CDLL, weight: Tensor, back: bool = False) -> Tensor:
-    """(36, C_in C_out) transformed weights; `back`: those whose convolution is the gradient of x."""
+def _transform(kernels: ctypes.CDLL, weight: Tensor, back: bool, shuffled: bool) -> Tensor:
+    """(36, C_in C_out) transformed weights; `back`: those whose convolution is the gradient of x. shuffled:
+    the result is."""
     real, channels = weight.shape[:2]
     out = _filled(real)
     weights = weight.new_empty((36, channels * out))
     size = (out, channels, real) if back else (channels, out, real)
     kernels.winograd_weights(
-        weight.data_ptr(), *weight.stride(), *size, back, weights.data_ptr(), torch.get_num_threads()
+        weight.data_ptr(),
+        *weight.stride(),
+        *size,
+        back,
+        shuffled,
+        weights.data_ptr(),
+        torch.get_num_threads(),
     )
     return weights
 
@@ -206,36 +251,49 @@ def _run(
     bias: Tensor | None,
     plus: Tensor | None,
     real: int,
-    doubled: bool,
+    doubled: bool = False,
+    shuffled_x: bool = False,
+    shuffled_y: bool = False,
 ) -> Tensor:
     """(B, real, H, W), channels-last, of x (B, C_in, H, W) in that layout and transformed weights, and `plus`
-    of the result's shape, whose channels then are a multiple of _STEP."""
-    b, height, width = _size(x.shape, doubled)
-    channels, out, threads = x.shape[1], _filled(real), torch.get_num_threads()
-    y = x.new_empty((b, height, width, out))
+    of the result's shape, whose channels then are a multiple of _STEP. Either map may be shuffled."""
+    b, channels, height, width = _straight(x.shape) if shuffled_x else x.shape
+    height, width = height << doubled, width << doubled
+    out, threads = _filled(real), torch.get_num_threads()
+    y = x.new_empty((b, 2 * height, 2 * width, out // 4) if shuffled_y else (b, height, width, out))
     if bias is not None:
-        bias = F.pad(bias, (0, out - real)) if out > real else bias.contiguous()
+        bias = F.pad(bias, (0, out - real)) if out > real else bias
+        bias = (bias.view(-1, 4).t() if shuffled_y else bias).contiguous()
     if plus is not None:
         plus = plus.contiguous(memory_format=torch.channels_last)
-    tiles = _tiles(x.shape, doubled)
+    tiles = _tiles((b, height, width))
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
-    size = b, height, width, channels, out, doubled
+    size = b, height, width, channels, out, doubled, shuffled_x, shuffled_y
     _check(kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads))
     return y[..., :real].contiguous().permute(0, 3, 1, 2)
 
 
-def _weight_gradients(x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of `weight` and bias, by that of the result, channels-last and filled up."""
-    channels, out = x.shape[1], gradient.shape[1]
+def _weight_gradients(
+    x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool, shuffled: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `weight` and bias, by that of the result, channels-last and filled up, or shuffled."""
+    channels, out = x.shape[1], _filled(len(weight))
     summed = (36 * channels + 1) * out
     threads = min(torch.get_num_threads(), max(1, _SUMS // summed))
     result, bias, sums = torch.empty_like(weight), x.new_empty(out), x.new_empty(threads * summed)
-    size = *_size(x.shape, doubled), channels, out, len(weight), doubled
-    most = _block(_tiles(x.shape, doubled), threads)
+    maps = _size(x.shape, doubled)
+    size = *maps, channels, out, len(weight), doubled, shuffled
+    most = _block(_tiles(maps), threads)
     call = _found().winograd_weights_back
     made = addresses(x, gradient, result, bias)
     _check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads))
     return result, bias[: len(weight)]
+
+
+def _straight(shape: torch.Size) -> tuple[int, int, int, int]:
+    """(B, C, H, W) of a shuffled map (B, C / 4, 2 H, 2 W)."""
+    b, c, height, width = shape
+    return b, 4 * c, height // 2, width // 2
 
 
 def _size(shape: torch.Size, doubled: bool) -> tuple[int, int, int]:
@@ -243,9 +301,9 @@ def _size(shape: torch.Size, doubled: bool) -> tuple[int, int, int]:
     return shape[0], shape[2] << doubled, shape[3] << doubled
 
 
-def _tiles(shape: torch.Size, doubled: bool) -> int:
-    """Tiles of 4x4 pixels of the result."""
-    b, height, width = _size(shape, doubled)
+def _tiles(size: tuple[int, int, int]) -> int:
+    """Tiles of 4x4 pixels of maps (B, H, W)."""
+    b, height, width = size
     return b * -(-height // 4) * -(-width // 4)
 
 

@@ -6,6 +6,7 @@ python tests/bench/bench_autoencoders.py psnr --family ae --seconds 120
 Both sides train the networks of genkit's family defaults from the same first weights, with codes of the same
 size: a 1x7x7 map, or 7x7 tokens of 512 codes. Where they differ:
 
+- pythae runs the networks by torch's operations, as it would anybody's; the C++ kernels are genkit's.
 - pythae's posteriors and critics know vectors only: the map lies flat, as 49 units, between its encoder and
   its decoder, whose networks see it as a map.
 - Its pixels lie in [0, 1], so that its decoders end with a sigmoid. Its VAE and Adversarial_AE get genkit's
@@ -18,6 +19,7 @@ size: a 1x7x7 map, or 7x7 tokens of 512 codes. Where they differ:
 """
 
 import argparse
+import os
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -78,6 +80,7 @@ def peer_model(family: str, args: argparse.Namespace) -> Any:
     """pythae's model of a family around genkit's networks."""
     import bench_pythae
 
+    os.environ["GENKIT_NATIVE"] = "0"  # before a layer asks
     critic, mine = None, job(family, args)
     if family in ("aae", "vqgan"):
         critic = mine.objective.critic

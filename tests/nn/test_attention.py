@@ -16,15 +16,9 @@ def compiled():
 
 
 @pytest.fixture
-def ran(monkeypatch):
+def ran(spy):
     """The names of the kernels that ran, in order."""
-    names = []
-    for name in ("_forward", "_backward"):
-        call = getattr(attention, name)
-        monkeypatch.setattr(
-            attention, name, lambda *a, name=name, call=call: (names.append(name), call(*a))[1]
-        )
-    return names
+    return spy(attention, "_forward", "_backward")
 
 
 def maps(b, queries, keys, channels, scale=1.0):

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from genkit.nn import norm as module
 from genkit.nn import norm_cpp
@@ -164,25 +164,12 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         assert torch.equal(norm_silu(norm, x)[:1], norm_silu(norm, x[:1]))
 
 
-def test_chain_is_a_sequence():
-    layers = [GroupNorm(4, 8), nn.SiLU(), GroupNorm(2, 8), nn.Conv2d(8, 8, 1), GroupNorm(4, 8), nn.SiLU()]
-    x = torch.randn(3, 8, 4, 5).contiguous(memory_format=torch.channels_last)
-    chain, plain = module.Chain(*layers), nn.Sequential(*layers)
-    assert list(chain.state_dict()) == list(plain.state_dict())
-    torch.testing.assert_close(chain(x), plain(x))
-    torch.testing.assert_close(module.Chain(nn.SiLU())(x), F.silu(x))
-
-
 @pytest.fixture
-def kernels(monkeypatch):
+def kernels(spy):
     """The names of the passes that norm.cpp did."""
     if norm_cpp._kernels() is None:
         pytest.skip("no C++ compiler here: torch's operations are used")
-    ran = []
-    for name in ("forward", "backward"):
-        call = getattr(norm_cpp, name)
-        monkeypatch.setattr(norm_cpp, name, lambda *a, name=name, call=call: (ran.append(name), call(*a))[1])
-    return ran
+    return spy(norm_cpp, "forward", "backward")
 
 
 # groups of 2, 16 and 24 channels and one of all; vectors of channels by fours and what is left; few pixels,

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genkit.nn import winograd
+from genkit.nn import patches, winograd
 from genkit.nn.winograd import Conv3x3
 
 # relative to the largest value: float32 has 2^-24 = 6e-8, the transforms lose some two or three digits of it
@@ -22,27 +22,15 @@ def kernels():
 
 
 @pytest.fixture
-def direct(monkeypatch):
+def direct(without_kernels):
     """Call with a function: its result by torch's convolution alone."""
-
-    def without(call):
-        with monkeypatch.context() as m:
-            m.setattr(winograd, "_kernels", lambda: None)
-            return call()
-
-    return without
+    return lambda call: without_kernels(call, winograd, patches)
 
 
 @pytest.fixture
-def ran(monkeypatch):
+def ran(spy):
     """The names of the kernels that ran, in order."""
-    names = []
-    for name in ("_run", "_weight_gradients"):
-        call = getattr(winograd, name)
-        monkeypatch.setattr(
-            winograd, name, lambda *a, name=name, call=call: (names.append(name), call(*a))[1]
-        )
-    return names
+    return spy(winograd, "_run", "_weight_gradients")
 
 
 def layer_and_maps(channels, out, n, height, width):
@@ -67,7 +55,7 @@ def assert_near(found, expected):
         (16, 80, 4, 5, 29, 2),
         (128, 64, 1, 32, 32, 2),
         (512, 512, 3, 8, 8, 1),
-        (32, 4, 5, 9, 9, 1),
+        (32, 9, 5, 9, 9, 1),
         (16, 37, 5, 9, 9, 2),
     ],
 )
@@ -93,7 +81,7 @@ def test_doubled_is_the_convolution_of_repeated_pixels(height, width, ran):
     assert_near(found.double(), F.conv2d(repeated, layer.weight.double(), layer.bias.double(), padding=1))
 
 
-@pytest.mark.parametrize("out", [48, 5])  # the kernel adds to whole vectors of channels
+@pytest.mark.parametrize("out", [48, 9])  # the kernel adds to whole vectors of channels
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_plus_is_added(out, layout, direct, ran):
     layer, x = layer_and_maps(16, out, 12, 8, 9)
@@ -110,7 +98,7 @@ def test_plus_is_added(out, layout, direct, ran):
         assert_near(layer(x, plus=plus), layer(x) + plus)
 
 
-@pytest.mark.parametrize("out", [48, 5])
+@pytest.mark.parametrize("out", [48, 9])
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("sums", ["a part a thread", "one part"])
 @pytest.mark.parametrize("x_too", [True, False])
@@ -145,6 +133,89 @@ def test_gradients_of_saved_maps_in_another_layout(learns, direct):
             return torch.autograd.grad(layer(x).square().sum(), wanted)[0]
 
     assert_near(gradient(), direct(gradient))
+
+
+# corners of 16 channels, which fill no panel, of 32, which fill half of one, of 64; whole tiles and torn ones
+@pytest.mark.parametrize("out", [64, 128, 256])
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 9)])
+def test_shuffled_is_the_pixel_shuffle(out, height, width, direct, ran):
+    layer, x = layer_and_maps(32, out, 20, height, width)
+    x.requires_grad_()
+    slope = torch.randn(20, out // 4, 2 * height, 2 * width)
+
+    def value_and_gradients():
+        y = layer(x, shuffled=True)
+        return y, *torch.autograd.grad((y * slope).sum(), [x, *layer.parameters()])
+
+    found = value_and_gradients()
+    assert ran == ["_run", "_run", "_weight_gradients"]
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert_near(found[0].double(), F.pixel_shuffle(F.conv2d(*as_double(layer, x), padding=1), 2))
+    for one, expected in zip(found, direct(value_and_gradients), strict=True):
+        assert_near(one, expected)
+
+
+def as_double(layer, x):
+    return x.double(), layer.weight.double(), layer.bias.double()
+
+
+@pytest.mark.parametrize("learns", ["bias", "x with a graph"])
+def test_some_gradients_of_a_shuffled_map(learns, direct):
+    layer, x = layer_and_maps(16, 64, 12, 8, 9)
+    layer.requires_grad_(False)
+    wanted = layer.bias.requires_grad_() if learns == "bias" else x.requires_grad_()
+
+    def gradient():
+        y = layer(x, shuffled=True)
+        return torch.autograd.grad(y.square().sum(), wanted, create_graph=learns != "bias")[0]
+
+    assert_near(gradient(), direct(gradient))
+
+
+def test_frozen_weights_are_kept_for_either_order_of_channels():
+    layer, x = layer_and_maps(16, 64, 6, 8, 9)
+    layer.requires_grad_(False)
+    for _ in range(2):
+        assert_near(layer(x, shuffled=True), F.pixel_shuffle(layer(x), 2))
+    assert len(layer._kept) == 2
+
+
+@pytest.mark.parametrize("out, layout", [(96, torch.channels_last), (64, torch.contiguous_format)])
+def test_shuffled_by_torch_where_the_kernels_cannot(out, layout):
+    layer, x = layer_and_maps(16, out, 12, 8, 9)
+    x = x.contiguous(memory_format=layout)
+    assert_near(layer(x, shuffled=True), F.pixel_shuffle(F.conv2d(x, layer.weight, layer.bias, padding=1), 2))
+
+
+# few channels on either side: products of patches
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "channels, out, shuffled",
+    [
+        (32, 1, False),
+        (48, 6, False),
+        (1, 32, False),
+        (5, 37, False),
+        (32, 4, True),
+        (32, 12, True),
+        (3, 64, True),
+    ],
+)
+def test_thin_maps(channels, out, shuffled, bias, direct, ran, spy):
+    by_patches = spy(patches, "_gather", "_scatter")
+    layer, x = layer_and_maps(channels, out, 5, 9, 7)
+    if not bias:
+        layer.bias = None
+    x.requires_grad_()
+
+    def value_and_gradients():
+        y = layer(x, shuffled=shuffled)
+        return y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+
+    for found, expected in zip(value_and_gradients(), direct(value_and_gradients), strict=True):
+        assert_near(found, expected)
+    assert ran == []
+    assert sorted(by_patches) == ["_gather", "_scatter"]
 
 
 def test_gradients_are_the_same_every_time():
@@ -246,7 +317,7 @@ def test_frozen_weights_are_transformed_once_each_way(direct, monkeypatch):
 
     for _ in range(2):
         assert_near(gradient(), direct(gradient))
-    assert made == [(False,), (True,)]
+    assert made == [(False, False), (True, False)]
     layer.weight.mul_(2)
     assert_near(gradient(), direct(gradient))
 

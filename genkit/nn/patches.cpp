@@ -1,0 +1,201 @@
+// Convolutions of any kernel, stride and padding over channels-last maps, and their transposes, as matrix
+// products. A patch of the large map (N, H, W, C) belongs to each pixel of the small one (N, h, w, K): the
+// window that the kernel sees from there. Patches of P = kernel_y kernel_x C numbers are copied side by side,
+// or added back, a block at a time in the L2 cache. The interface is in patches.py.
+
+#include <algorithm>
+
+#include "products.h"
+
+namespace {
+
+struct Maps {
+    int64_t images, height, width, channels;  // of the large map
+    int64_t down, across, out;                // of the small one
+    int64_t kernel_y, kernel_x, stride, top, left;
+    int64_t line() const { return kernel_x * channels; }
+    int64_t patch() const { return kernel_y * line(); }
+    int64_t pixels() const { return images * down * across; }
+    int64_t image() const { return height * width * channels; }
+};
+
+// Floats from patch to patch, so that they do not share sets of the cache; the columns of a product.
+int64_t padded(int64_t n) { return n + 16; }
+int64_t filled(int64_t n) { return (n + 15) / 16 * 16; }
+
+// Calls `line` for every line of the patches of n pixels: with the patch, the line, where in x it begins, and
+// which of its floats lie inside the large map, perhaps none.
+template <class Call>
+void lines(const Maps& s, int64_t first, int64_t n, Call call) {
+    int64_t over = first % s.across, down = first / s.across % s.down, image = first / s.across / s.down;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t y = down * s.stride - s.top, x = over * s.stride - s.left;
+        const int64_t begin = std::clamp<int64_t>(-x, 0, s.kernel_x) * s.channels;
+        const int64_t end = std::clamp<int64_t>(s.width - x, 0, s.kernel_x) * s.channels;
+        int64_t at = ((image * s.height + y) * s.width + x) * s.channels;
+        for (int64_t j = 0; j < s.kernel_y; j++, at += s.width * s.channels) {
+            const bool inside = y + j >= 0 && y + j < s.height && begin < end;
+            call(i, j, at, inside ? begin : 0, inside ? end : 0);
+        }
+        if (++over < s.across) continue;
+        over = 0;
+        if (++down < s.down) continue;
+        down = 0, image++;
+    }
+}
+
+// The patches of n pixels, each with a 1 behind it, whose weight is the bias.
+void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float* to, int64_t row) {
+    const int64_t line = s.line();
+    lines(s, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
+        float* p = to + i * row + j * line;
+        if (end - begin < line) clear(p, line);
+        copy(x + at + begin, p + begin, end - begin);
+    });
+    for (int64_t i = 0; i < n; i++) to[i * row + s.patch()] = 1;
+}
+
+void add_patches(const Maps& s, float* x, int64_t first, int64_t n, const float* from, int64_t row) {
+    const int64_t line = s.line();
+    lines(s, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
+        add(from + i * row + j * line + begin, x + at + begin, end - begin);
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// u, zeros before: the panels of the matrix that takes patches to pixels, with the bias (K or null) as its
+// last row, or with `back` of that which takes pixels to patches. w: (K, C, kernel_y, kernel_x), its strides
+// given in floats.
+void patches_pack(const float* w, int64_t stride_k, int64_t stride_c, int64_t stride_y, int64_t stride_x,
+                  const float* bias, const Maps* maps, int back, float* u, int threads) {
+    const Maps& s = *maps;
+    const int64_t rows = back ? s.out : s.patch() + 1, columns = filled(back ? s.patch() : s.out);
+    const auto at = [=](int64_t row, int64_t column) {
+        const Panel panel(column, columns);
+        return u + panel.first * rows + row * panel.wide + column - panel.first;
+    };
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t tap = 0; tap < s.kernel_y * s.kernel_x; tap++) {
+        const float* from = w + tap / s.kernel_x * stride_y + tap % s.kernel_x * stride_x;
+        for (int64_t k = 0; k < s.out; k++)
+            for (int64_t c = 0; c < s.channels; c++) {
+                const int64_t p = tap * s.channels + c;
+                *(back ? at(k, p) : at(p, k)) = from[k * stride_k + c * stride_c];
+            }
+    }
+    if (bias && !back)
+        for (int64_t k = 0; k < s.out; k++) *at(rows - 1, k) = bias[k];
+}
+
+// y (N, h, w, K filled up to a multiple of 16): patches of x by packed weights. 0, or 1: no memory.
+int patches_gather(const float* x, const float* u, float* y, const Maps* maps, int64_t most, int threads) {
+    const Maps& s = *maps;
+    const int64_t out = filled(s.out), rows = s.patch() + 1, row = padded(rows);
+    const int64_t blocks = (s.pixels() + most - 1) / most;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch scratch;
+        float* patches = scratch.of(most * row);
+        if (!patches) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t b = 0; b < blocks; b++) {
+            if (!patches) continue;
+            const int64_t first = b * most, n = std::min(most, s.pixels() - first);
+            copy_patches(s, x, first, n, patches, row);
+            for (int64_t k = 0; k < out;) {
+                const Panel panel(k, out);
+                multiply_panel(panel.wide, patches, row, n, u + k * rows, rows, y + first * out + k, out);
+                k += panel.wide;
+            }
+        }
+    }
+    return failed;
+}
+
+// x: patches of y (N, h, w, K) by weights packed `back`, added where they overlap. start: the row (W, C) that
+// all rows of x begin as. 0, or 1: no memory.
+int patches_scatter(const float* y, const float* u, const float* start, float* x, const Maps* maps,
+                    int64_t most, int threads) {
+    const Maps& s = *maps;
+    const int64_t columns = filled(s.patch()), row = padded(columns), each = s.down * s.across;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch scratch;
+        float* patches = scratch.of(most * row);
+        if (!patches) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < s.images; i++) {
+            if (!patches) continue;
+            float* image = x + i * s.image();
+            for (int64_t j = 0; j < s.height; j++)
+                copy(start, image + j * s.width * s.channels, s.width * s.channels);
+            for (int64_t first = i * each; first < (i + 1) * each; first += most) {
+                const int64_t n = std::min(most, (i + 1) * each - first);
+                for (int64_t p = 0; p < columns;) {
+                    const Panel panel(p, columns);
+                    multiply_panel(panel.wide, y + first * s.out, s.out, n, u + p * s.out, s.out, patches + p,
+                                   row);
+                    p += panel.wide;
+                }
+                add_patches(s, x, first, n, patches, row);
+            }
+        }
+    }
+    return failed;
+}
+
+// dw (K, C, kernel_y, kernel_x), its strides given, and db (K): patches of x times pixels of y (N, h, w, K; K
+// a multiple of 16), for the first `real` channels. sums: scratch of threads * (P + 1) K floats; thread by
+// thread, so that the result is always the same. 0, or 1: no memory.
+int patches_weights(const float* x, const float* y, float* dw, float* db, int64_t stride_k, int64_t stride_c,
+                    int64_t stride_y, int64_t stride_x, const Maps* maps, int64_t real, float* sums,
+                    int64_t most, int threads) {
+    const Maps& s = *maps;
+    const int64_t rows = s.patch() + 1, row = padded(rows), size = rows * s.out;
+    const int64_t blocks = (s.pixels() + most - 1) / most;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Scratch scratch;
+        float* patches = scratch.of(most * row);
+        if (!patches) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static, 1)
+        for (int part = 0; part < threads; part++) {
+            float* u = sums + part * size;
+            std::fill(u, u + size, 0.0f);
+            for (int64_t b = blocks * part / threads; patches && b < blocks * (part + 1) / threads; b++) {
+                const int64_t first = b * most, n = std::min(most, s.pixels() - first);
+                copy_patches(s, x, first, n, patches, row);
+                add_all_products(patches, row, rows, y + first * s.out, s.out, s.out, n, u);
+            }
+        }
+#pragma omp for
+        for (int64_t p = 0; p < rows; p++) {
+            const int64_t tap = p / s.channels, c = p % s.channels;
+            const bool bias = p == rows - 1;
+            float* to =
+                bias ? db : dw + tap / s.kernel_x * stride_y + tap % s.kernel_x * stride_x + c * stride_c;
+            for (int64_t k = 0; k < real; k++) {
+                float sum = 0;
+                for (int part = 0; part < threads; part++) sum += sums[part * size + p * s.out + k];
+                to[k * (bias ? 1 : stride_k)] = sum;
+            }
+        }
+    }
+    return failed;
+}
+}

@@ -1,0 +1,286 @@
+"""Convolutions with a stride or few channels, and transposed ones, as products of patches, on a CPU."""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..native import addresses, library, readable
+from . import again
+
+_STEP = 16  # columns of a product are filled up to a multiple of it
+_LARGEST = 1 << 18  # numbers of a kernel: every thread sums as many for its gradient
+_BLOCK, _MOST = 1 << 16, 96  # floats of a block of patches, so that they fit the L2 cache; patches
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with zeros around: the same parameters and, to rounding, results.
+
+    On a CPU, float32 maps with a stride or few channels take kernels of their own, forward and backward, and
+    leave them in channels-last layout. What does not suit goes through torch's convolution, as everything
+    does on a machine without a C++ compiler.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride, padding)
+
+    def forward(self, x: Tensor, more: tuple[int, int] = (0, 0)) -> Tensor:
+        """x: (B, C, H, W) -> (B, K, h, w).
+
+        more: rows of zeros below and columns of zeros on the right, on top of the layer's own padding.
+        """
+        return convolve(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), more)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """`nn.ConvTranspose2d`, as `Conv2d` is `nn.Conv2d`."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
+        super().__init__(channels_in, channels_out, kernel, stride, padding)
+
+    def forward(self, y: Tensor) -> Tensor:  # type: ignore[override]
+        """y: (B, K, h, w) -> (B, C, H, W)."""
+        return spread(y, self.weight, self.bias, self.stride[0], int(self.padding[0]))
+
+
+class _Maps(NamedTuple):
+    """What the kernels are told: the large map, the small one, the kernel and where it begins."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    down: int
+    across: int
+    out: int
+    kernel_y: int
+    kernel_x: int
+    stride: int
+    top: int
+    left: int
+
+    def patch(self) -> int:
+        """Numbers of a patch."""
+        return self.kernel_y * self.kernel_x * self.channels
+
+    def most(self) -> int:
+        """Patches of a block at most."""
+        return min(_MOST, -(-_BLOCK // self.patch()))
+
+    def block(self, pixels: int) -> int:
+        """Pixels of the small map, of so many, whose patches are in the cache together, by equal parts."""
+        most, threads = self.most(), torch.get_num_threads()
+        blocks = -(-pixels // most)
+        return -(-pixels // (-(-blocks // threads) * threads))
+
+    def numbers(self) -> ctypes.Array[ctypes.c_int64]:
+        """As the kernels take them."""
+        return (_LONG * len(self))(*self)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, more: tuple[int, int] = (0, 0)
+) -> Tensor:
+    """F.conv2d(x, weight, bias, stride, padding), with `more` as in `Conv2d`.
+
+    x: (B, C, H, W), weight: (K, C, Y, X), bias: (K,) -> (B, K, h, w).
+    """
+    if not takes(x, weight, bias):
+        return _conv2d(x, weight, bias, stride, padding, more)
+    (b, c, height, width), (out, channels, tall, wide) = x.shape, weight.shape
+    down = (height + 2 * padding + more[0] - tall) // stride + 1
+    across = (width + 2 * padding + more[1] - wide) // stride + 1
+    if c != channels or min(down, across) < 1:
+        return _conv2d(x, weight, bias, stride, padding, more)  # which says what is wrong
+    maps = _Maps(b, height, width, c, down, across, out, tall, wide, stride, padding, padding)
+    if _learns(x, weight, bias):
+        return _Convolve.apply(x, weight, bias, maps, more)
+    return _gather(_found(), maps, x, weight, bias)
+
+
+def spread(y: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """F.conv_transpose2d(y, weight, bias, stride, padding).
+
+    y: (B, K, h, w), weight: (K, C, Y, X), bias: (C,) -> (B, C, H, W).
+    """
+    if not takes(y, weight, bias):
+        return F.conv_transpose2d(y, weight, bias, stride, padding)
+    (b, out, down, across), (channels, c, tall, wide) = y.shape, weight.shape
+    height, width = (down - 1) * stride - 2 * padding + tall, (across - 1) * stride - 2 * padding + wide
+    if out != channels or min(height, width) < 1:
+        return F.conv_transpose2d(y, weight, bias, stride, padding)  # which says what is wrong
+    maps = _Maps(b, height, width, c, down, across, out, tall, wide, stride, padding, padding)
+    if _learns(y, weight, bias):
+        return _Spread.apply(y, weight, bias, maps)
+    return _scatter(maps, y, weight, bias)
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels take these."""
+    last = torch.channels_last
+    return (
+        readable(x, weight, bias)
+        and not torch.is_autocast_enabled("cpu")
+        and x.ndim == 4
+        and (x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last))
+        and weight.numel() <= _LARGEST
+        and x.numel() > 0
+        and _kernels() is not None
+    )
+
+
+class _Convolve(torch.autograd.Function):
+    """The convolution with its gradients; gradients of the gradient go through torch's own operations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, maps: _Maps, more: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.maps, ctx.more = maps, more
+        return _gather(_found(), maps, x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        maps, needed = ctx.maps, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            plain = functools.partial(_conv2d, stride=maps.stride, padding=maps.top, more=ctx.more)
+            return *again.gradients(plain, (x, weight, bias), gradient, needed[:3]), None, None
+        dx = _scatter(maps, gradient, weight, None) if needed[0] else None
+        dw = db = None
+        if needed[1] or needed[2]:
+            dw, db = _weight_gradients(maps, x, gradient, weight)
+        return dx, dw, None if bias is None else db, None, None
+
+
+class _Spread(torch.autograd.Function):
+    """The transposed convolution with its gradients, in the same way."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor | None, maps: _Maps) -> Tensor:
+        ctx.save_for_backward(y, weight, bias)
+        ctx.maps = maps
+        return _scatter(maps, y, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, bias = ctx.saved_tensors
+        maps, needed = ctx.maps, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            plain = functools.partial(F.conv_transpose2d, stride=maps.stride, padding=maps.top)
+            return *again.gradients(plain, (y, weight, bias), gradient, needed[:3]), None
+        dy = _gather(_found(), maps, gradient, weight, None) if needed[0] else None
+        dw = _weight_gradients(maps, gradient, y, weight)[0] if needed[1] else None
+        db = gradient.sum((0, 2, 3)) if needed[2] else None
+        return dy, dw, db, None
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, more: tuple[int, int]
+) -> Tensor:
+    if more == (0, 0):
+        return F.conv2d(x, weight, bias, stride, padding)
+    below, right = (padding + m for m in more)
+    return F.conv2d(F.pad(x, (padding, right, padding, below)), weight, bias, stride)
+
+
+@functools.cache
+def _kernels() -> ctypes.CDLL | None:
+    """The functions of patches.cpp, where they can be had and convolve as torch does."""
+    found = library(Path(__file__).with_suffix(".cpp"))
+    if found is None:
+        return None
+    found.patches_pack.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 2, _INT, _POINTER, _INT]
+    found.patches_gather.argtypes = [*[_POINTER] * 4, _LONG, _INT]
+    found.patches_scatter.argtypes = [*[_POINTER] * 5, _LONG, _INT]
+    found.patches_weights.argtypes = [*[_POINTER] * 4, *[_LONG] * 4, _POINTER, _LONG, _POINTER, _LONG, _INT]
+    found.patches_pack.restype = None
+    for function in (found.patches_gather, found.patches_scatter, found.patches_weights):
+        function.restype = _INT
+    with torch.no_grad():
+        x, weight = (torch.arange(n, dtype=torch.float32, device="cpu").sin() for n in (105, 864))
+        x, weight = x.view(1, 5, 7, 3).permute(0, 3, 1, 2), weight.view(18, 3, 4, 4)
+        y = _gather(found, _Maps(1, 5, 7, 3, 2, 3, 18, 4, 4, 2, 1, 1), x, weight, None)
+        return found if torch.allclose(y, F.conv2d(x, weight, None, 2, 1), atol=1e-3) else None
+
+
+def _pack(kernels: ctypes.CDLL, maps: _Maps, weight: Tensor, bias: Tensor | None, back: bool) -> Tensor:
+    """The weights as the products take them; `back`: from pixels to patches."""
+    size = maps.out * _filled(maps.patch()) if back else (maps.patch() + 1) * _filled(maps.out)
+    packed = weight.new_zeros(size)
+    bias = None if bias is None else bias.contiguous()
+    call, made = kernels.patches_pack, addresses(weight, bias, packed)
+    call(made[0], *weight.stride(), made[1], maps.numbers(), back, made[2], torch.get_num_threads())
+    return packed
+
+
+def _gather(kernels: ctypes.CDLL, maps: _Maps, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The small map (B, K, h, w) of the large one, channels-last."""
+    x, packed = _rows(x), _pack(kernels, maps, weight, bias, False)
+    y = x.new_empty((maps.images, maps.down, maps.across, _filled(maps.out)))
+    most = maps.block(maps.images * maps.down * maps.across)
+    made = addresses(x, packed, y)
+    _check(kernels.patches_gather(*made, maps.numbers(), most, torch.get_num_threads()))
+    return y[..., : maps.out].contiguous().permute(0, 3, 1, 2)
+
+
+def _scatter(maps: _Maps, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The large map (B, C, H, W) of the small one, channels-last."""
+    y, packed = _rows(y), _pack(_found(), maps, weight, None, True)
+    x = y.new_empty((maps.images, maps.height, maps.width, maps.channels))
+    start = y.new_zeros(maps.width * maps.channels) if bias is None else bias.repeat(maps.width)
+    most = maps.most()
+    made = addresses(y, packed, start, x)
+    _check(_found().patches_scatter(*made, maps.numbers(), most, torch.get_num_threads()))
+    return x.permute(0, 3, 1, 2)
+
+
+def _weight_gradients(maps: _Maps, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the weight and of a bias (K,), by the large map and the small one."""
+    x, y, filled = _rows(x), _rows(y), _filled(maps.out)
+    if filled > maps.out:
+        y = F.pad(y.permute(0, 2, 3, 1), (0, filled - maps.out)).permute(0, 3, 1, 2)
+    dw, db, threads = torch.empty_like(weight), x.new_empty(maps.out), torch.get_num_threads()
+    sums = x.new_empty(threads * (maps.patch() + 1) * filled)
+    most = maps.block(maps.images * maps.down * maps.across)
+    numbers = maps._replace(out=filled).numbers()
+    call = _found().patches_weights
+    made = addresses(x, y, dw, db)
+    _check(call(*made, *dw.stride(), numbers, maps.out, sums.data_ptr(), most, threads))
+    return dw, db
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _filled(columns: int) -> int:
+    """The next multiple of _STEP."""
+    return -(-columns // _STEP) * _STEP
+
+
+def _found() -> ctypes.CDLL:
+    """The kernels, where they were asked for before."""
+    kernels = _kernels()
+    assert kernels is not None
+    return kernels
+
+
+def _check(failed: int) -> None:
+    """Raise what a kernel could not."""
+    if failed:
+        raise MemoryError("no memory left for a convolution")
