@@ -49,9 +49,14 @@ def readable(*tensors: Tensor | None) -> bool:
             or (t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter))
             for t in tensors
         )
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
+        and eager()
+    )
+
+
+def eager() -> bool:
+    """Whether operations run as they are called, so that what runs in between need not be torch's."""
+    return not (
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
     )
 
 
@@ -110,10 +115,16 @@ def _folder() -> Path | None:
 
 def _key(source: Path, compiler: list[str]) -> str:
     """A hash of all that the library depends on."""
-    asked = subprocess.run([*compiler, "--version"], capture_output=True, check=True, timeout=_TIMEOUT)
     texts = [path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))]]
-    parts = [*texts, shlex.join([*compiler, *_FLAGS]).encode(), asked.stdout, _processor()]
+    parts = [*texts, shlex.join([*compiler, *_FLAGS]).encode(), _version(*compiler), _processor()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+@functools.cache
+def _version(*compiler: str) -> bytes:
+    """What the compiler says it is."""
+    command = [*compiler, "--version"]
+    return subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT).stdout
 
 
 def _processor() -> bytes:

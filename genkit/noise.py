@@ -5,10 +5,15 @@ tensors, so the same numbers come from any device, batch size and number of proc
 the uses of one seed.
 """
 
+import ctypes
+import functools
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .native import eager, library
 
 # Streams. Sampler step k draws from STEP + k.
 INITIAL, TIME, EPS, SHIFT, SHUFFLE, FLIP, POSTERIOR, BOOTSTRAP, LABEL, CORRUPT, COMPONENT = range(11)
@@ -17,7 +22,7 @@ STEP = 1 << 20
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
-_MASK = 0xFFFFFFFF
+_MASK, _LARGEST = (1 << 32) - 1, (1 << 64) - 1
 
 
 def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,10 +45,30 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
+@functools.cache
+def _kernels() -> ctypes.CDLL | None:
+    """The function of noise.cpp, where it can be had: `philox` without its 80 operations on small tensors."""
+    found = library(Path(__file__).with_suffix(".cpp"))
+    if found is None:
+        return None
+    pointer, long, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32
+    found.philox.argtypes = [ctypes.c_uint64, word, pointer, long, long, pointer, ctypes.c_int]
+    found.philox.restype = None
+    first = (ctypes.c_int64 * 5)()
+    found.philox(0, 0, ctypes.addressof(first), 1, 1, ctypes.addressof(first) + 8, 1)
+    return found if first[1] == 0x6627E8D5 else None
+
+
 def bits(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """(B, count) random 32-bit integers in int64. index: (B,) int64, non-negative."""
     blocks = -(-count // 4)
-    index = index.to(torch.int64)[:, None]
+    index = index.to(torch.int64)
+    if index.device.type == "cpu" and eager() and (kernels := _kernels()) is not None:
+        drawn, index = index.new_empty((len(index), 4 * blocks)), index.contiguous()
+        made = index.data_ptr(), len(index), blocks, drawn.data_ptr(), torch.get_num_threads()
+        kernels.philox(seed & _LARGEST, stream & _MASK, *made)
+        return drawn[:, :count]
+    index = index[:, None]
     block = torch.arange(blocks, device=index.device)[None, :]
     shape = torch.broadcast_shapes(index.shape, block.shape)
     counter = (

@@ -165,6 +165,7 @@ class _Trainer:
         self.phases = objective.phases()
         self.optimizers = make_optimizers(objective, optim)
         self.average = Average(objective.model, optim.ema)
+        self.parameters = list(objective.parameters())
         objective.dropouts = dropouts(objective)
         module: nn.Module = objective
         if dist.world() > 1:
@@ -212,7 +213,8 @@ class _Trainer:
             group["lr"] = rate
         optimizer.step()
         # other phases' gradients through this loss must not linger either
-        self.objective.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def fit(

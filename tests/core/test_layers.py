@@ -12,7 +12,7 @@ ALLOWED = {
     "cache": set(),
     "native": {"cache"},
     "config": set(),
-    "noise": set(),
+    "noise": {"native"},
     "dist": set(),
     "machine": set(),
     "registry": {"data", "train"},  # for type checking only

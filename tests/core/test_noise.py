@@ -30,6 +30,20 @@ def test_philox_known_answers(counter, key, expected):
     assert words(counter, key) == list(expected)
 
 
+@pytest.mark.parametrize(
+    "seed, stream", [(0, 0), (7, noise.STEP + 3), (-5, 1), ((1 << 70) + (9 << 40) + 3, 17)]
+)
+@pytest.mark.parametrize("count", [1, 4, 11, 3001])
+def test_the_kernel_draws_the_same_bits(seed, stream, count, monkeypatch):
+    """Oracle: `philox`, which the known answers above are of; more than one thread's share of rows."""
+    if noise._kernels() is None:
+        pytest.skip("no C++ compiler here")
+    index = torch.tensor([0, 3, (1 << 32) - 1, (5 << 32) + 2, *range(20, 60, 2)])[::2]
+    drawn = noise.bits(seed, stream, index, count)
+    monkeypatch.setattr(noise, "_kernels", lambda: None)
+    assert torch.equal(drawn, noise.bits(seed, stream, index, count))
+
+
 def test_rows_do_not_depend_on_the_batch():
     """Oracle: the definition; row i is a function of (seed, stream, index[i]) only."""
     whole = noise.normal(7, 3, torch.arange(50), (3, 5))
