@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import cache
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_PLAIN = (Tensor, nn.Parameter)
 _TIMEOUT = 60.0  # seconds; it takes about one
 
 
@@ -43,14 +44,10 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 def readable(*tensors: Tensor | None) -> bool:
     """Whether kernels of float32 on a CPU can read all of these (None is none) from their addresses."""
-    return (
-        all(
-            t is None
-            or (t.device.type == "cpu" and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter))
-            for t in tensors
-        )
-        and eager()
-    )
+    for t in tensors:  # no generator: every layer asks
+        if t is not None and (t.dtype is not torch.float32 or not t.is_cpu or type(t) not in _PLAIN):
+            return False
+    return eager()
 
 
 def eager() -> bool:

@@ -60,25 +60,39 @@ void sum(int64_t pixels, int64_t channels, float* first, float* second, F f) {
     }
 }
 
+// What the forward pass found, in one piece: mean of each channel (N, C) without `added`; gain and offset
+// (N, C) of the affine map from x to the argument of the SiLU; mean and 1 / std of each group (N, G).
+template <class Float>
+struct Found {
+    Float *channel, *gain, *offset, *mean, *rstd;
+    Found(Float* p, int64_t images, int64_t channels, int64_t groups)
+        : channel(p),
+          gain(channel + images * channels),
+          offset(gain + images * channels),
+          mean(offset + images * channels),
+          rstd(mean + images * groups) {}
+};
+
 }  // namespace
 
 extern "C" {
 
 // y (N, P, C) = silu(norm(x + added) * (1 + scale) + shift), the SiLU only to `activate`; added, or scale and
-// shift (N, C) may be null. The channels of x from `split` on lie in `more`. Also channel, gain and offset
-// (N, C), mean and rstd (N, G): `_Found` of norm.py.
+// shift (N, C) may be null. The channels of x from `split` on lie in `more`. found: `Found`.
 void normalise(const float* x, const float* more, const float* weight, const float* bias, const float* added,
                const float* scale, const float* shift, double eps, int64_t images, int64_t pixels,
-               int64_t channels, int64_t split, int64_t groups, int activate, float* y, float* channel,
-               float* mean, float* rstd, float* gain, float* offset, int threads) {
+               int64_t channels, int64_t split, int64_t groups, int activate, float* y, float* found,
+               int threads) {
     const int64_t wide = channels / groups;
+    const double share = 1.0 / pixels, each = 1.0 / wide;
+    const auto [channel, gain, offset, mean, rstd] = Found<float>(found, images, channels, groups);
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
         const Image<const float> image(x, more, n, pixels, channels, split);
         const float* a = added ? added + n * channels : nullptr;
         float *to = y + n * pixels * channels, *sums = channel + n * channels;
-        float *g = gain + n * channels,
-              *o = offset + n * channels;  // the squares lie in g until they are used
+        // the squares lie in g until they are used
+        float *g = gain + n * channels, *o = offset + n * channels;
         for (const auto& part : image.parts)
             sum(pixels, part.wide, sums + part.begin, g + part.begin,
                 [&](int64_t p, int64_t c, Vec& plain, Vec& square) {
@@ -90,11 +104,11 @@ void normalise(const float* x, const float* more, const float* weight, const flo
             const int64_t begin = group * wide, end = begin + wide;
             double m = 0, q = 0;
             for (int64_t c = begin; c < end; c++) {
-                const double s = sums[c] / static_cast<double>(pixels), b = a ? a[c] : 0;
+                const double s = sums[c] * share, b = a ? a[c] : 0;
                 m += s + b;
-                q += g[c] / static_cast<double>(pixels) + b * (2 * s + b);
+                q += g[c] * share + b * (2 * s + b);
             }
-            m /= wide, q /= wide;
+            m *= each, q *= each;
             double variance = q - m * m;
             if (variance < CANCELS * q) {  // summed again about the mean
                 variance = 0;
@@ -106,23 +120,23 @@ void normalise(const float* x, const float* more, const float* weight, const flo
                         const double d = part.data[p * part.wide + c - part.begin] - centre;
                         square += d * d;
                     }
-                    variance += square / pixels;
+                    variance += square * share;
                 }
-                variance /= wide;
+                variance *= each;
             }
-            mean[n * groups + group] = static_cast<float>(m);
-            rstd[n * groups + group] = static_cast<float>(1 / __builtin_sqrt(variance + eps));
-        }
-        for (int64_t c = 0; c < channels; c++) {
-            const double r = rstd[n * groups + c / wide], m = mean[n * groups + c / wide];
-            double by = r * weight[c], plus = bias[c] - m * by;
-            if (scale) {
-                const double s = 1.0 + scale[n * channels + c];
-                by *= s, plus = plus * s + shift[n * channels + c];
+            const float centre = static_cast<float>(m);
+            const float r = static_cast<float>(1 / __builtin_sqrt(variance + eps));
+            mean[n * groups + group] = centre, rstd[n * groups + group] = r;
+            for (int64_t c = begin; c < end; c++) {
+                double by = static_cast<double>(r) * weight[c], plus = bias[c] - centre * by;
+                if (scale) {
+                    const double s = 1.0 + scale[n * channels + c];
+                    by *= s, plus = plus * s + shift[n * channels + c];
+                }
+                if (a) plus += by * a[c];
+                g[c] = static_cast<float>(by), o[c] = static_cast<float>(plus);
+                sums[c] = static_cast<float>(sums[c] * share);
             }
-            if (a) plus += by * a[c];
-            g[c] = static_cast<float>(by), o[c] = static_cast<float>(plus);
-            sums[c] /= pixels;
         }
         for (const auto& part : image.parts)
             for (int64_t p = 0; p < pixels; p++)
@@ -135,16 +149,20 @@ void normalise(const float* x, const float* more, const float* weight, const flo
     }
 }
 
-// dx (N, P, C) of the gradient dy, its channels from `split` on in `dmore`, and the sums over pixels, (N, C):
-// `_Sums` of norm.py. Where not null, `plus` is added to dx, `plus_more` to dmore. level (N, C): scratch.
+// dx (N, P, C) of the gradient dy, its channels from `split` on in `dmore`; dweight and dbias (C); dscale
+// (N, C), where there is a scale; and dadded and dshift (N, C) in any case. Where not null, `plus` is added
+// to dx, `plus_more` to dmore. scratch: 3 N C floats.
 void normalise_back(const float* x, const float* more, const float* dy, const float* weight,
-                    const float* added, const float* scale, int64_t images, int64_t pixels, int64_t channels,
-                    int64_t split, int64_t groups, int activate, const float* channel, const float* mean,
-                    const float* rstd, const float* gain, const float* offset, float* dx, float* dmore,
-                    float* plain, float* times, float* total, float* level, const float* plus,
-                    const float* plus_more, int threads) {
+                    const float* bias, const float* added, const float* scale, int64_t images, int64_t pixels,
+                    int64_t channels, int64_t split, int64_t groups, int activate, const float* found,
+                    float* dx, float* dmore, float* dweight, float* dbias, float* dadded, float* dscale,
+                    float* dshift, float* scratch, const float* plus, const float* plus_more, int threads) {
+    const auto [channel, gain, offset, mean, rstd] = Found<const float>(found, images, channels, groups);
+    // sums over pixels of the gradient of the affine map's value, of that times (x + added), and of dx
+    float *plain = dshift, *times = scratch, *total = dadded;
+    float *level = times + images * channels, *biases = level + images * channels;
     const int64_t wide = channels / groups;
-    const double count = static_cast<double>(pixels * wide);
+    const double share = 1.0 / static_cast<double>(pixels * wide);
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
         const int64_t row = n * channels;
@@ -182,7 +200,7 @@ void normalise_back(const float* x, const float* more, const float* dy, const fl
                 dys += w * plain[row + c], dyhs += w * times[row + c];
             }
             const double m = mean[n * groups + group], r = rstd[n * groups + group];
-            const double slope = (m * dys - dyhs) / count * r * r * r, shift = -dys / count * r - slope * m;
+            const double slope = (m * dys - dyhs) * share * r * r * r, shift = -dys * share * r - slope * m;
             for (int64_t c = begin; c < end; c++) {
                 t[c] = static_cast<float>(slope);
                 levels[c] = static_cast<float>(shift + (a ? slope * a[c] : 0));
@@ -211,6 +229,26 @@ void normalise_back(const float* x, const float* more, const float* dy, const fl
         }
         for (int64_t c = 0; c < channels; c++)
             t[c] = g[c] * plain[row + c] + pixels * (t[c] * channel[row + c] + levels[c]);
+        // the sums times the normalised map instead of x; what they give the weight and the bias waits
+        for (int64_t group = 0; group < groups; group++) {
+            const float m = mean[n * groups + group], r = rstd[n * groups + group];
+            for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
+                const float sum = plain[row + c], normed = (times[row + c] - m * sum) * r;
+                const float by = scale ? 1 + scale[row + c] : 1;
+                if (scale) dscale[row + c] = normed * weight[c] + sum * bias[c];
+                times[row + c] = normed * by, biases[row + c] = sum * by;
+            }
+        }
+    }
+#pragma omp parallel for num_threads(threads)
+    for (int64_t c = 0; c < channels; c += LANES) {
+        Vec weights = {}, sums = {};
+        for (int64_t n = 0; n < images; n++) {
+            weights += load(times + n * channels + c);
+            sums += load(biases + n * channels + c);
+        }
+        store(dweight + c, weights);
+        store(dbias + c, sums);
     }
 }
 }

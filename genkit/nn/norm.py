@@ -222,17 +222,14 @@ def _moments(rows: Tensor, added: Tensor | None, groups: int) -> tuple[Tensor, T
     return channel, mean, variance
 
 
-def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, _Found]:
-    """The result, in the layout and dtype of x, and what the backward pass needs besides."""
+def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The result, in the layout and dtype of x, and what the backward pass needs besides: in one piece where
+    the kernels found it, else `_Found`."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     if norm_cpp.suits(inputs):
         more = None if inputs.more is None else _rows(inputs.more)
-        result, channel, mean, rstd, gain, offset = norm_cpp.forward(
-            rows, more, inputs, groups, eps, activate
-        )
-        return _map(result, inputs.x), _Found(
-            channel, mean[..., None], rstd[..., None], gain[:, None], offset[:, None]
-        )
+        result, piece = norm_cpp.forward(rows, more, inputs, groups, eps, activate)
+        return _map(result, inputs.x), (piece,)
     weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[2:])
     assert weight is not None
     assert bias is not None
@@ -261,20 +258,40 @@ def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[
 
 
 def _backward(
+    inputs: _Inputs,
+    found: tuple[Tensor, ...],
+    gradient: Tensor,
+    groups: int,
+    activate: bool,
+    plus: _Others,
+) -> list[Tensor | None]:
+    """The gradients of all inputs. found: as `_forward` gives it."""
+    if len(found) == 1:
+        grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
+        others = [None if t is None else _rows(t.contiguous(memory_format=torch.channels_last)) for t in plus]
+        if norm_cpp.suits(inputs, grads, *others):
+            rows, more = (None if t is None else _rows(t) for t in inputs[:2])
+            assert rows is not None
+            made = norm_cpp.backward(rows, more, grads, inputs, found[0], groups, activate, others)
+            maps = (None if t is None else _map(t, inputs.x) for t in made[:2])
+            return [*maps, *made[2:]]
+        channel, gain, offset, mean, rstd = norm_cpp.parts(found[0], len(inputs.weight), groups)
+        found = channel, mean[..., None], rstd[..., None], gain[:, None], offset[:, None]
+    piece = _Found(*found)
+    dx, dmore, sums = _map_gradients(inputs, piece, gradient, groups, activate, plus)
+    return [dx, dmore, *_small_gradients(inputs, piece, sums, groups)]
+
+
+def _map_gradients(
     inputs: _Inputs, found: _Found, gradient: Tensor, groups: int, activate: bool, plus: _Others
 ) -> tuple[Tensor, Tensor | None, _Sums]:
     """The gradients of x and `more`, and the sums from which those of the others follow."""
     rows, wide = _rows(inputs.x), _wide(inputs.x)
     grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
-    others = [None if t is None else _rows(t.contiguous(memory_format=torch.channels_last)) for t in plus]
-    if norm_cpp.suits(inputs, grads, *others):
-        more = None if inputs.more is None else _rows(inputs.more)
-        dx, dmore, sums = norm_cpp.backward(rows, more, grads, inputs, found, groups, activate, others)
-        return _map(dx, inputs.x), None if dmore is None else _map(dmore, inputs.x), _Sums(*sums)
     if inputs.more is not None:
         maps, split = joined(inputs.x, inputs.more), inputs.x.shape[1]
         whole = inputs._replace(x=maps, more=None)
-        both, _, summed = _backward(whole, found, gradient, groups, activate, _Others())
+        both, _, summed = _map_gradients(whole, found, gradient, groups, activate, _Others())
         return _sum(both[:, :split], plus.x), _sum(both[:, split:], plus.more), summed
     # the SiLU's gradient waits in `result` for the sums; without a SiLU it is `grads` itself
     result = torch.empty_like(rows)
@@ -358,9 +375,7 @@ class _Normalise(torch.autograd.Function):
             dx, dmore, *small = again.gradients(plain, inputs, gradient, ctx.needs_input_grad[:7])
             dx, dmore = (b if a is None else _sum(a, b) for a, b in zip((dx, dmore), plus))
             return (dx, dmore, *small, *[None] * 4)
-        found = _Found(*saved[7:])
-        dx, dmore, sums = _backward(inputs, found, gradient, groups, activate, plus)
-        return (dx, dmore, *_small_gradients(inputs, found, sums, groups), *[None] * 4)
+        return (*_backward(inputs, saved[7:], gradient, groups, activate, plus), *[None] * 4)
 
 
 def _sum(a: Tensor, b: Tensor | None) -> Tensor:

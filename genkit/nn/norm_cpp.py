@@ -34,8 +34,8 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_name("norm.cpp"))
     if found is not None:
         sizes = [*[_LONG] * 5, _INT]  # images, pixels, channels, those in x, groups; whether the SiLU follows
-        found.normalise.argtypes = [*[_POINTER] * 7, _DOUBLE, *sizes, *[_POINTER] * 6, _INT]
-        found.normalise_back.argtypes = [*[_POINTER] * 6, *sizes, *[_POINTER] * 13, _INT]
+        found.normalise.argtypes = [*[_POINTER] * 7, _DOUBLE, *sizes, *[_POINTER] * 2, _INT]
+        found.normalise_back.argtypes = [*[_POINTER] * 7, *sizes, *[_POINTER] * 11, _INT]
         found.normalise.restype = found.normalise_back.restype = None
     return found
 
@@ -59,9 +59,8 @@ def suits(inputs: Inputs, *others: Tensor | None) -> bool:
 
 def forward(
     rows: Tensor, more: Tensor | None, inputs: Inputs, groups: int, eps: float, activate: bool
-) -> tuple[Tensor, ...]:
-    """The result (B, P, C); means of the channels (B, C); means and 1 / std of the groups (B, G); gain and
-    offset (B, C) of the affine map from rows to the argument of the SiLU.
+) -> tuple[Tensor, Tensor]:
+    """The result (B, P, C), and what was found on the way, for `backward` and `parts`.
 
     rows, more: (B, P, C), or two parts of these channels: the pixels of x and of `inputs.more`.
     """
@@ -69,13 +68,19 @@ def forward(
     assert kernels is not None
     b, pixels, split = rows.shape
     channels = len(inputs.weight)
-    result, channel, gain, offset = (rows.new_empty(s) for s in ((b, pixels, channels), *[(b, channels)] * 3))
-    mean, rstd = (rows.new_empty((b, groups)) for _ in range(2))
+    result, found = rows.new_empty((b, pixels, channels)), rows.new_empty(b * (3 * channels + 2 * groups))
     given = _whole(rows, more, *inputs[2:])
-    made = result, channel, mean, rstd, gain, offset
     size = b, pixels, channels, split, groups, activate
-    kernels.normalise(*addresses(*given), eps, *size, *addresses(*made), torch.get_num_threads())
-    return made
+    kernels.normalise(*addresses(*given), eps, *size, *addresses(result, found), torch.get_num_threads())
+    return result, found
+
+
+def parts(found: Tensor, channels: int, groups: int) -> tuple[Tensor, ...]:
+    """Of what `forward` found: means of the channels (B, C); gain and offset (B, C) of the affine map from
+    rows to the argument of the SiLU; means and 1 / std of the groups (B, G)."""
+    b = len(found) // (3 * channels + 2 * groups)
+    sizes = [channels] * 3 + [groups] * 2
+    return tuple(part.view(b, -1) for part in found.split([b * n for n in sizes]))
 
 
 def backward(
@@ -83,28 +88,38 @@ def backward(
     more: Tensor | None,
     gradient: Tensor,
     inputs: Inputs,
-    found: tuple[Tensor, ...],
+    found: Tensor,
     groups: int,
     activate: bool,
     plus: Sequence[Tensor | None],
-) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """The gradients of rows and of `more`, and over pixels the sums (B, C) of the gradient of the affine
-    map's value, of that times (rows + added), and of the first two.
+) -> list[Tensor | None]:
+    """The gradients of rows, of `more`, and of the other inputs.
 
-    found: what `forward` gives after its result. plus: is added to the first two, after the sums.
+    found: what `forward` gives after its result. plus: is added to the first two.
     """
     kernels = _kernels()
     assert kernels is not None
     b, pixels, split = rows.shape
     channels = len(inputs.weight)
-    dx, dmore = (None if t is None else t.new_empty(t.shape) for t in (rows, more))
-    assert dx is not None
-    sums = [rows.new_empty((b, channels)) for _ in range(4)]
-    given = _whole(rows, more, gradient, inputs.weight, inputs.added, inputs.scale)
+    dx, dmore = rows.new_empty(rows.shape), None if more is None else more.new_empty(more.shape)
+    small = rows.new_empty((2, channels))
+    scale = inputs.scale
+    wide = rows.new_empty((5 if scale is None else 6, b, channels))
+    dadded, dshift, scratch = wide[0], wide[1], wide[2:5]
+    dscale = None if scale is None else wide[5]
+    given = _whole(rows, more, gradient, inputs.weight, inputs.bias, inputs.added, scale)
     size = b, pixels, channels, split, groups, activate
-    made = dx, dmore, *sums, *_whole(*plus)
-    kernels.normalise_back(*addresses(*given), *size, *addresses(*found, *made), torch.get_num_threads())
-    return dx, dmore, sums[:3]
+    made = found, dx, dmore, small[0], small[1], dadded, dscale, dshift, scratch, *_whole(*plus)
+    kernels.normalise_back(*addresses(*given), *size, *addresses(*made), torch.get_num_threads())
+    return [
+        dx,
+        dmore,
+        small[0],
+        small[1],
+        None if inputs.added is None else dadded,
+        dscale,
+        None if scale is None else dshift,
+    ]
 
 
 def _whole(*tensors: Tensor | None) -> list[Tensor | None]:

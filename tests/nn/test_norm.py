@@ -243,6 +243,28 @@ def test_two_maps_equal_the_joined_one_in_double_precision(
         assert (a - b).abs().max() <= (3e-6 if mean < 1 else 2e-4) * b.abs().max()
 
 
+@pytest.mark.parametrize("pair", [False, True])
+def test_what_kernels_found_serves_torchs_backward_pass(pair, kernels, monkeypatch):
+    """Oracle: the kernels' own gradients. A gradient may come that they do not take."""
+    torch.manual_seed(0)
+    norm = GroupNorm(4, 48)
+    x, more = (torch.randn(3, c, 4, 5).contiguous(memory_format=torch.channels_last) for c in (16, 32))
+    maps = [x, more] if pair else [torch.cat([x, more], 1)]
+    told = [torch.randn(3, 48) for _ in range(3)]
+    leaves = [t.requires_grad_() for t in (*maps, *told, *norm.parameters())]
+    slope = torch.randn(3, 48, 4, 5)
+
+    def result():
+        return normalise(norm, maps[0], *told, activate=True, more=maps[1] if pair else None)
+
+    expected = torch.autograd.grad(result(), leaves, slope)
+    y = result()
+    monkeypatch.setattr(norm_cpp, "suits", lambda *a: False)
+    for found, wanted in zip(torch.autograd.grad(y, leaves, slope), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert kernels == ["forward", "backward", "forward"]
+
+
 @pytest.mark.parametrize("case", ["as it is", "no kernel", "layout", "dtype", "part of a vector"])
 def test_two_maps_that_kernels_do_not_take_are_joined(case, monkeypatch):
     """Oracle: torch's operations on the joined map; a gradient through the gradient too."""
