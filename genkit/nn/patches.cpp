@@ -19,8 +19,7 @@ struct Maps {
     int64_t image() const { return height * width * channels; }
 };
 
-// Floats from patch to patch, so that they do not share sets of the cache; the columns of a product.
-int64_t padded(int64_t n) { return n + 16; }
+// The columns of a product.
 int64_t filled(int64_t n) { return (n + 15) / 16 * 16; }
 
 // Calls `line` for every line of the patches of n pixels: with the patch, the line, where in x it begins, and
@@ -93,7 +92,7 @@ void patches_pack(const float* w, int64_t stride_k, int64_t stride_c, int64_t st
 // y (N, h, w, K filled up to a multiple of 16): patches of x by packed weights. 0, or 1: no memory.
 int patches_gather(const float* x, const float* u, float* y, const Maps* maps, int64_t most, int threads) {
     const Maps& s = *maps;
-    const int64_t out = filled(s.out), rows = s.patch() + 1, row = padded(rows);
+    const int64_t out = filled(s.out), rows = s.patch() + 1, row = apart(rows);
     const int64_t blocks = (s.pixels() + most - 1) / most;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
@@ -124,7 +123,7 @@ int patches_gather(const float* x, const float* u, float* y, const Maps* maps, i
 int patches_scatter(const float* y, const float* u, const float* start, float* x, const Maps* maps,
                     int64_t most, int threads) {
     const Maps& s = *maps;
-    const int64_t columns = filled(s.patch()), row = padded(columns), each = s.down * s.across;
+    const int64_t columns = filled(s.patch()), row = apart(columns), each = s.down * s.across;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -162,7 +161,7 @@ int patches_weights(const float* x, const float* y, float* dw, float* db, int64_
                     int64_t stride_y, int64_t stride_x, const Maps* maps, int64_t real, float* sums,
                     int64_t most, int threads) {
     const Maps& s = *maps;
-    const int64_t rows = s.patch() + 1, row = padded(rows), size = rows * s.out;
+    const int64_t rows = s.patch() + 1, row = apart(rows), size = rows * s.out;
     const int64_t blocks = (s.pixels() + most - 1) / most;
     int failed = 0;
 #pragma omp parallel num_threads(threads)

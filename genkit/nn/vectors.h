@@ -22,6 +22,9 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
+// At least n floats, in an odd number of cache lines: what lies so far apart shares no set of the cache.
+static inline int64_t apart(int64_t n) { return ((n + 15) / 16 | 1) * 16; }
+
 // n floats: 0, those of `from`, and with them added.
 #if defined(__AVX512F__)
 static inline __mmask16 rest(int64_t n) { return (1u << n % LANES) - 1; }

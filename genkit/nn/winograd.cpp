@@ -84,8 +84,12 @@ struct Tile {
 // Whether a transformed input is 0 here: where pixels are equal by twos, the third row and column are.
 bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || point % IN == 2); }
 
-// Between two points of a transformed block: a whole number of pages would put all 36 in the same cache sets.
-int64_t padded(int64_t channels) { return channels + 16; }
+// A transformed block: its points, and the tiles of each, lie apart.
+struct Block {
+    int64_t row, point;
+    Block(int64_t tiles, int64_t channels) : row(channels), point(apart(tiles * row)) {}
+    int64_t size() const { return POINTS * point; }
+};
 
 // How a map (N, H, W, K) lies in memory: its rows and pixels, in floats, and the channels of a pixel.
 struct Layout {
@@ -255,20 +259,20 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
              int shuffled_y, int64_t most, int sharers, int threads) {
     const Maps s{images, height, width, in, out, doubled};
     const Layout layout_x(width >> doubled, in, shuffled_x), layout_y(width, out, shuffled_y);
-    const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_m = padded(PANEL);
+    const int64_t blocks = (s.tiles() + most - 1) / most;
+    const Block block_v(most, in), block_m(most, PANEL);
     const int64_t vectors = out / LANES;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        const int64_t size_v = POINTS * most * row_v, size_m = POINTS * most * row_m;
         const int64_t reach = layout_x.reach();
-        float *zeros = scratch.of(reach + size_v + size_m), *v = nullptr, *m = nullptr;
+        float *zeros = scratch.of(reach + block_v.size() + block_m.size()), *v = nullptr, *m = nullptr;
         if (zeros) {
-            v = zeros + reach, m = v + size_v;
+            v = zeros + reach, m = v + block_v.size();
             std::fill(zeros, zeros + reach, 0.0f);
             for (int p = 0; p < POINTS; p++)
-                if (empty(s, p)) std::fill(m + p * most * row_m, m + (p + 1) * most * row_m, 0.0f);
+                if (empty(s, p)) std::fill(m + p * block_m.point, m + (p + 1) * block_m.point, 0.0f);
         } else {
 #pragma omp atomic write
             failed = 1;
@@ -278,7 +282,8 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
             if (!zeros) continue;
             const int64_t first = item / sharers * most, n = std::min(most, s.tiles() - first);
             for (int64_t t = 0; t < n; t++)
-                transform_input(s, Tile(s, first + t), layout_x, x, zeros, v + t * row_v, most * row_v);
+                transform_input(s, Tile(s, first + t), layout_x, x, zeros, v + t * block_v.row,
+                                block_v.point);
             // the panels that begin in this thread's share of the channels
             const int64_t begin = vectors * (item % sharers) / sharers * LANES;
             const int64_t end = vectors * (item % sharers + 1) / sharers * LANES;
@@ -290,12 +295,12 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
                 }
                 for (int p = 0; p < POINTS; p++)
                     if (!empty(s, p))
-                        multiply_panel(panel.wide, v + p * most * row_v, row_v, n,
-                                       u + (POINTS * k + p * panel.wide) * in, in, m + p * most * row_m,
-                                       row_m);
+                        multiply_panel(panel.wide, v + p * block_v.point, block_v.row, n,
+                                       u + (POINTS * k + p * panel.wide) * in, in, m + p * block_m.point,
+                                       block_m.row);
                 for (int64_t t = 0; t < n; t++)
-                    transform_output(s, Tile(s, first + t), layout_y, m + t * row_m, most * row_m, bias, plus,
-                                     panel, y);
+                    transform_output(s, Tile(s, first + t), layout_y, m + t * block_m.row, block_m.point,
+                                     bias, plus, panel, y);
                 k += panel.wide;
             }
         }
@@ -312,18 +317,18 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
                           int shuffled, float* sums, int64_t most, int threads) {
     const Maps s{images, height, width, in, out, doubled};
     const Layout layout_x(width >> doubled, in, 0), layout_y(width, out, shuffled);
-    const int64_t blocks = (s.tiles() + most - 1) / most, row_v = padded(in), row_z = padded(out);
+    const int64_t blocks = (s.tiles() + most - 1) / most;
+    const Block block_v(most, in), block_z(most, out);
     const int64_t weights = POINTS * in * out, size = weights + out;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        const int64_t size_v = POINTS * most * row_v, size_z = POINTS * most * row_z,
-                      wide = std::max(in, layout_y.reach());
-        float* zeros = scratch.of(wide + size_v + size_z + out);
+        const int64_t wide = std::max(in, layout_y.reach());
+        float* zeros = scratch.of(wide + block_v.size() + block_z.size() + out);
         float *v = nullptr, *z = nullptr, *total = nullptr;
         if (zeros) {
-            v = zeros + wide, z = v + size_v, total = z + size_z;
+            v = zeros + wide, z = v + block_v.size(), total = z + block_z.size();
             std::fill(zeros, zeros + wide, 0.0f);
         } else {
 #pragma omp atomic write
@@ -338,15 +343,16 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
                 std::fill(total, total + out, 0.0f);
                 for (int64_t t = 0; t < n; t++) {
                     const Tile tile(s, first + t);
-                    transform_input(s, tile, layout_x, x, zeros, v + t * row_v, most * row_v);
-                    transform_gradient(s, tile, layout_y, dy, zeros, z + t * row_z, most * row_z, total);
+                    transform_input(s, tile, layout_x, x, zeros, v + t * block_v.row, block_v.point);
+                    transform_gradient(s, tile, layout_y, dy, zeros, z + t * block_z.row, block_z.point,
+                                       total);
                 }
                 for (int64_t k = 0; k < out; k++) u[weights + k] += total[k];
                 for (int p = 0; p < POINTS; p++) {
                     if (empty(s, p)) continue;
-                    const float *a = v + p * most * row_v, *gradient = z + p * most * row_z;
+                    const float *a = v + p * block_v.point, *gradient = z + p * block_z.point;
                     float* to = u + p * in * out;
-                    add_all_products(a, row_v, in, gradient, row_z, out, n, to);
+                    add_all_products(a, block_v.row, in, gradient, block_z.row, out, n, to);
                 }
             }
         }

@@ -18,7 +18,7 @@ _STEP = 16  # channels in are a multiple of it; channels out are filled up with 
 _FEW = 6  # channels of which products of patches are faster; of a map four times as large, half as many
 _LARGEST = 1 << 18  # channels in times channels out: their transformed weights take 38 MB
 _FEWEST, _FEWEST_BACK = 12, 64  # tiles that pay the work on the weights; with that on their gradient
-_BLOCK = 48  # tiles of a block at most: its transformed maps fit the L2 cache
+_BLOCK = 36  # tiles of a block at most: its transformed maps fit the L2 cache
 _SUMS = 1 << 26  # floats that all threads' sums of the gradient of the weights may take
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 

@@ -202,6 +202,7 @@ def test_shuffled_by_torch_where_the_kernels_cannot(out, layout):
     ],
 )
 def test_thin_maps(channels, out, shuffled, bias, direct, ran, spy):
+    patches._kernels()  # which try themselves the first time
     by_patches = spy(patches, "_gather", "_scatter")
     layer, x = layer_and_maps(channels, out, 5, 9, 7)
     if not bias:
