@@ -14,11 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from . import cache
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _PLAIN = (Tensor, nn.Parameter)
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # what kernels are told
 _TIMEOUT = 60.0  # seconds; it takes about one
 
 
@@ -45,16 +47,36 @@ def library(source: Path) -> ctypes.CDLL | None:
 def readable(*tensors: Tensor | None) -> bool:
     """Whether kernels of float32 on a CPU can read all of these (None is none) from their addresses."""
     for t in tensors:  # no generator: every layer asks
-        if t is not None and (t.dtype is not torch.float32 or not t.is_cpu or type(t) not in _PLAIN):
+        if t is not None and (t.dtype is not torch.float32 or not plain(t)):
             return False
     return eager()
 
 
+def plain(t: Tensor) -> bool:
+    """Whether the tensor's numbers lie on the CPU, and it is no more than they."""
+    return t.is_cpu and type(t) in _PLAIN
+
+
 def eager() -> bool:
-    """Whether operations run as they are called, so that what runs in between need not be torch's."""
+    """Whether operations run as they are called, and only as such, so that what runs in between need not be
+    torch's."""
     return not (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
     )
+
+
+def check(failed: int) -> None:
+    """Raise what a kernel could not.
+
+    Raises:
+        MemoryError: it had no memory for its scratch.
+    """
+    if failed:
+        raise MemoryError("no memory left for a layer")
 
 
 def addresses(*tensors: Tensor | None) -> list[int | None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .native import eager, library
+from .native import eager, library, plain
 
 # Streams. Sampler step k draws from STEP + k.
 INITIAL, TIME, EPS, SHIFT, SHUFFLE, FLIP, POSTERIOR, BOOTSTRAP, LABEL, CORRUPT, COMPONENT = range(11)
@@ -63,7 +63,7 @@ def bits(seed: int, stream: int, index: Tensor, count: int) -> Tensor:
     """(B, count) random 32-bit integers in int64. index: (B,) int64, non-negative."""
     blocks = -(-count // 4)
     index = index.to(torch.int64)
-    if index.device.type == "cpu" and eager() and (kernels := _kernels()) is not None:
+    if plain(index) and eager() and (kernels := _kernels()) is not None:
         drawn, index = index.new_empty((len(index), 4 * blocks)), index.contiguous()
         made = index.data_ptr(), len(index), blocks, drawn.data_ptr(), torch.get_num_threads()
         kernels.philox(seed & _LARGEST, stream & _MASK, *made)

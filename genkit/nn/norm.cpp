@@ -85,7 +85,9 @@ void normalise(const float* x, const float* more, const float* weight, const flo
                int threads) {
     const int64_t wide = channels / groups;
     const double share = 1.0 / pixels, each = 1.0 / wide;
-    const auto [channel, gain, offset, mean, rstd] = Found<float>(found, images, channels, groups);
+    const Found<float> known(found, images, channels, groups);
+    float *channel = known.channel, *gain = known.gain, *offset = known.offset;
+    float *mean = known.mean, *rstd = known.rstd;
 #pragma omp parallel for num_threads(threads)
     for (int64_t n = 0; n < images; n++) {
         const Image<const float> image(x, more, n, pixels, channels, split);
@@ -157,7 +159,9 @@ void normalise_back(const float* x, const float* more, const float* dy, const fl
                     int64_t channels, int64_t split, int64_t groups, int activate, const float* found,
                     float* dx, float* dmore, float* dweight, float* dbias, float* dadded, float* dscale,
                     float* dshift, float* scratch, const float* plus, const float* plus_more, int threads) {
-    const auto [channel, gain, offset, mean, rstd] = Found<const float>(found, images, channels, groups);
+    const Found<const float> known(found, images, channels, groups);
+    const float *channel = known.channel, *gain = known.gain, *offset = known.offset;
+    const float *mean = known.mean, *rstd = known.rstd;
     // sums over pixels of the gradient of the affine map's value, of that times (x + added), and of dx
     float *plain = dshift, *times = scratch, *total = dadded;
     float *level = times + images * channels, *biases = level + images * channels;

@@ -22,10 +22,15 @@ struct Maps {
 // The columns of a product.
 int64_t filled(int64_t n) { return (n + 15) / 16 * 16; }
 
-// Calls `line` for every line of the patches of n pixels: with the patch, the line, where in x it begins, and
-// which of its floats lie inside the large map, perhaps none.
+// Rows of an image of the large map.
+struct Rows {
+    int64_t begin, end;
+};
+
+// Calls `call` for every line of the patches of n pixels: with the patch, the line, where in x it begins, and
+// which of its floats lie in these rows of the large map, perhaps none.
 template <class Call>
-void lines(const Maps& s, int64_t first, int64_t n, Call call) {
+void lines(const Maps& s, Rows rows, int64_t first, int64_t n, Call call) {
     int64_t over = first % s.across, down = first / s.across % s.down, image = first / s.across / s.down;
     for (int64_t i = 0; i < n; i++) {
         const int64_t y = down * s.stride - s.top, x = over * s.stride - s.left;
@@ -33,7 +38,7 @@ void lines(const Maps& s, int64_t first, int64_t n, Call call) {
         const int64_t end = std::clamp<int64_t>(s.width - x, 0, s.kernel_x) * s.channels;
         int64_t at = ((image * s.height + y) * s.width + x) * s.channels;
         for (int64_t j = 0; j < s.kernel_y; j++, at += s.width * s.channels) {
-            const bool inside = y + j >= 0 && y + j < s.height && begin < end;
+            const bool inside = y + j >= rows.begin && y + j < rows.end && begin < end;
             call(i, j, at, inside ? begin : 0, inside ? end : 0);
         }
         if (++over < s.across) continue;
@@ -46,7 +51,7 @@ void lines(const Maps& s, int64_t first, int64_t n, Call call) {
 // The patches of n pixels, each with a 1 behind it, whose weight is the bias.
 void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float* to, int64_t row) {
     const int64_t line = s.line();
-    lines(s, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
+    lines(s, {0, s.height}, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
         float* p = to + i * row + j * line;
         if (end - begin < line) clear(p, line);
         copy(x + at + begin, p + begin, end - begin);
@@ -54,9 +59,10 @@ void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float
     for (int64_t i = 0; i < n; i++) to[i * row + s.patch()] = 1;
 }
 
-void add_patches(const Maps& s, float* x, int64_t first, int64_t n, const float* from, int64_t row) {
+void add_patches(const Maps& s, Rows rows, float* x, int64_t first, int64_t n, const float* from,
+                 int64_t row) {
     const int64_t line = s.line();
-    lines(s, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
+    lines(s, rows, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
         add(from + i * row + j * line + begin, x + at + begin, end - begin);
     });
 }
@@ -119,11 +125,12 @@ int patches_gather(const float* x, const float* u, float* y, const Maps* maps, i
 }
 
 // x: patches of y (N, h, w, K) by weights packed `back`, added where they overlap. start: the row (W, C) that
-// all rows of x begin as. 0, or 1: no memory.
+// all rows of x begin as. Each image in `bands` of rows, whose threads multiply once more what two of them
+// share. 0, or 1: no memory.
 int patches_scatter(const float* y, const float* u, const float* start, float* x, const Maps* maps,
-                    int64_t most, int threads) {
+                    int64_t most, int64_t bands, int threads) {
     const Maps& s = *maps;
-    const int64_t columns = filled(s.patch()), row = apart(columns), each = s.down * s.across;
+    const int64_t columns = filled(s.patch()), row = apart(columns);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -134,20 +141,26 @@ int patches_scatter(const float* y, const float* u, const float* start, float* x
             failed = 1;
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < s.images; i++) {
+        for (int64_t item = 0; item < s.images * bands; item++) {
             if (!patches) continue;
-            float* image = x + i * s.image();
-            for (int64_t j = 0; j < s.height; j++)
-                copy(start, image + j * s.width * s.channels, s.width * s.channels);
-            for (int64_t first = i * each; first < (i + 1) * each; first += most) {
-                const int64_t n = std::min(most, (i + 1) * each - first);
+            const int64_t i = item / bands, band = item % bands;
+            const Rows rows{s.height * band / bands, s.height * (band + 1) / bands};
+            for (int64_t j = rows.begin; j < rows.end; j++)
+                copy(start, x + i * s.image() + j * s.width * s.channels, s.width * s.channels);
+            // the rows of the small map whose patches reach these
+            const int64_t lowest =
+                std::max<int64_t>(0, rows.begin + s.top - s.kernel_y + s.stride) / s.stride;
+            const int64_t highest = std::min(s.down, (rows.end - 1 + s.top) / s.stride + 1);
+            const int64_t last = (i * s.down + highest) * s.across;
+            for (int64_t first = (i * s.down + lowest) * s.across; first < last; first += most) {
+                const int64_t n = std::min(most, last - first);
                 for (int64_t p = 0; p < columns;) {
                     const Panel panel(p, columns);
                     multiply_panel(panel.wide, y + first * s.out, s.out, n, u + p * s.out, s.out, patches + p,
                                    row);
                     p += panel.wide;
                 }
-                add_patches(s, x, first, n, patches, row);
+                add_patches(s, rows, x, first, n, patches, row);
             }
         }
     }

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native import addresses, library, readable
-from . import again
+from ..native import INT, LONG, POINTER, addresses, check, library, readable
 
 _STEP = 16  # columns of a product are filled up to a multiple of it
-_LARGEST = 1 << 18  # numbers of a kernel: every thread sums as many for its gradient
+_LARGEST = 1 << 18  # numbers that a thread sums for the gradient of a kernel, at most
 _BLOCK, _MOST = 1 << 16, 96  # floats of a block of patches, so that they fit the L2 cache; patches
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Conv2d(nn.Conv2d):
@@ -84,7 +82,7 @@ class _Maps(NamedTuple):
 
     def numbers(self) -> ctypes.Array[ctypes.c_int64]:
         """As the kernels take them."""
-        return (_LONG * len(self))(*self)
+        return (LONG * len(self))(*self)
 
 
 def convolve(
@@ -93,6 +91,9 @@ def convolve(
     """F.conv2d(x, weight, bias, stride, padding), with `more` as in `Conv2d`.
 
     x: (B, C, H, W), weight: (K, C, Y, X), bias: (K,) -> (B, K, h, w).
+
+    Raises:
+        MemoryError: there is no memory for a block of patches.
     """
     if not takes(x, weight, bias):
         return _conv2d(x, weight, bias, stride, padding, more)
@@ -102,7 +103,7 @@ def convolve(
     if c != channels or min(down, across) < 1:
         return _conv2d(x, weight, bias, stride, padding, more)  # which says what is wrong
     maps = _Maps(b, height, width, c, down, across, out, tall, wide, stride, padding, padding)
-    if _learns(x, weight, bias):
+    if learns(x, weight, bias):
         return _Convolve.apply(x, weight, bias, maps, more)
     return _gather(_found(), maps, x, weight, bias)
 
@@ -111,6 +112,9 @@ def spread(y: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     """F.conv_transpose2d(y, weight, bias, stride, padding).
 
     y: (B, K, h, w), weight: (K, C, Y, X), bias: (C,) -> (B, C, H, W).
+
+    Raises:
+        MemoryError: there is no memory for a block of patches.
     """
     if not takes(y, weight, bias):
         return F.conv_transpose2d(y, weight, bias, stride, padding)
@@ -119,12 +123,13 @@ def spread(y: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     if out != channels or min(height, width) < 1:
         return F.conv_transpose2d(y, weight, bias, stride, padding)  # which says what is wrong
     maps = _Maps(b, height, width, c, down, across, out, tall, wide, stride, padding, padding)
-    if _learns(y, weight, bias):
-        return _Spread.apply(y, weight, bias, maps)
+    if learns(y, weight, bias):
+        return _Spread.apply(y, weight, bias, maps, (0, 0))
     return _scatter(maps, y, weight, bias)
 
 
-def _learns(*tensors: Tensor | None) -> bool:
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether gradients of any of these will be asked for."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -136,14 +141,15 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and x.ndim == 4
         and (x.is_contiguous(memory_format=last) or weight.is_contiguous(memory_format=last))
-        and weight.numel() <= _LARGEST
+        and (weight[0].numel() + 1) * filled(len(weight)) <= _LARGEST
         and x.numel() > 0
         and _kernels() is not None
     )
 
 
 class _Convolve(torch.autograd.Function):
-    """The convolution with its gradients; gradients of the gradient go through torch's own operations."""
+    """The convolution with its gradients, which can be differentiated: that of a map is a transposed
+    convolution, that of the weight torch's."""
 
     @staticmethod
     def forward(
@@ -157,11 +163,13 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         maps, needed = ctx.maps, ctx.needs_input_grad
+        dx = dw = db = None
         if torch.is_grad_enabled():
-            plain = functools.partial(_conv2d, stride=maps.stride, padding=maps.top, more=ctx.more)
-            return *again.gradients(plain, (x, weight, bias), gradient, needed[:3]), None, None
+            dx = _Spread.apply(gradient, weight, None, maps, ctx.more) if needed[0] else None
+            dw = _weight_graph(maps, ctx.more, x, gradient, weight) if needed[1] else None
+            db = gradient.sum((0, 2, 3)) if needed[2] else None
+            return dx, dw, db, None, None
         dx = _scatter(maps, gradient, weight, None) if needed[0] else None
-        dw = db = None
         if needed[1] or needed[2]:
             dw, db = _weight_gradients(maps, x, gradient, weight)
         return dx, dw, None if bias is None else db, None, None
@@ -171,22 +179,34 @@ class _Spread(torch.autograd.Function):
     """The transposed convolution with its gradients, in the same way."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor | None, maps: _Maps) -> Tensor:
-        ctx.save_for_backward(y, weight, bias)
-        ctx.maps = maps
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor | None, maps: _Maps, more: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(y, weight)
+        ctx.maps, ctx.more = maps, more
         return _scatter(maps, y, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, weight, bias = ctx.saved_tensors
+        y, weight = ctx.saved_tensors
         maps, needed = ctx.maps, ctx.needs_input_grad
+        dy = dw = None
         if torch.is_grad_enabled():
-            plain = functools.partial(F.conv_transpose2d, stride=maps.stride, padding=maps.top)
-            return *again.gradients(plain, (y, weight, bias), gradient, needed[:3]), None
-        dy = _gather(_found(), maps, gradient, weight, None) if needed[0] else None
-        dw = _weight_gradients(maps, gradient, y, weight)[0] if needed[1] else None
+            dy = _Convolve.apply(gradient, weight, None, maps, ctx.more) if needed[0] else None
+            dw = _weight_graph(maps, ctx.more, gradient, y, weight) if needed[1] else None
+        else:
+            dy = _gather(_found(), maps, gradient, weight, None) if needed[0] else None
+            dw = _weight_gradients(maps, gradient, y, weight)[0] if needed[1] else None
         db = gradient.sum((0, 2, 3)) if needed[2] else None
-        return dy, dw, db, None
+        return dy, dw, db, None, None
+
+
+def _weight_graph(maps: _Maps, more: tuple[int, int], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the weight by the large map and the small one, which can be differentiated."""
+    x = F.pad(x, (0, more[1], 0, more[0])) if more != (0, 0) else x
+    strides, pads, mask = [maps.stride] * 2, [maps.top] * 2, [False, True, False]
+    call = torch.ops.aten.convolution_backward
+    return call(y, x, weight, None, strides, pads, [1, 1], False, [0, 0], 1, mask)[1]
 
 
 def _conv2d(
@@ -204,13 +224,13 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
-    found.patches_pack.argtypes = [_POINTER, *[_LONG] * 4, *[_POINTER] * 2, _INT, _POINTER, _INT]
-    found.patches_gather.argtypes = [*[_POINTER] * 4, _LONG, _INT]
-    found.patches_scatter.argtypes = [*[_POINTER] * 5, _LONG, _INT]
-    found.patches_weights.argtypes = [*[_POINTER] * 4, *[_LONG] * 4, _POINTER, _LONG, _POINTER, _LONG, _INT]
+    found.patches_pack.argtypes = [POINTER, *[LONG] * 4, *[POINTER] * 2, INT, POINTER, INT]
+    found.patches_gather.argtypes = [*[POINTER] * 4, LONG, INT]
+    found.patches_scatter.argtypes = [*[POINTER] * 5, LONG, LONG, INT]
+    found.patches_weights.argtypes = [*[POINTER] * 4, *[LONG] * 4, POINTER, LONG, POINTER, LONG, INT]
     found.patches_pack.restype = None
     for function in (found.patches_gather, found.patches_scatter, found.patches_weights):
-        function.restype = _INT
+        function.restype = INT
     with torch.no_grad():
         x, weight = (torch.arange(n, dtype=torch.float32, device="cpu").sin() for n in (105, 864))
         x, weight = x.view(1, 5, 7, 3).permute(0, 3, 1, 2), weight.view(18, 3, 4, 4)
@@ -220,7 +240,7 @@ def _kernels() -> ctypes.CDLL | None:
 
 def _pack(kernels: ctypes.CDLL, maps: _Maps, weight: Tensor, bias: Tensor | None, back: bool) -> Tensor:
     """The weights as the products take them; `back`: from pixels to patches."""
-    size = maps.out * _filled(maps.patch()) if back else (maps.patch() + 1) * _filled(maps.out)
+    size = maps.out * filled(maps.patch()) if back else (maps.patch() + 1) * filled(maps.out)
     packed = weight.new_zeros(size)
     bias = None if bias is None else bias.contiguous()
     call, made = kernels.patches_pack, addresses(weight, bias, packed)
@@ -231,10 +251,10 @@ def _pack(kernels: ctypes.CDLL, maps: _Maps, weight: Tensor, bias: Tensor | None
 def _gather(kernels: ctypes.CDLL, maps: _Maps, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The small map (B, K, h, w) of the large one, channels-last."""
     x, packed = _rows(x), _pack(kernels, maps, weight, bias, False)
-    y = x.new_empty((maps.images, maps.down, maps.across, _filled(maps.out)))
+    y = x.new_empty((maps.images, maps.down, maps.across, filled(maps.out)))
     most = maps.block(maps.images * maps.down * maps.across)
     made = addresses(x, packed, y)
-    _check(kernels.patches_gather(*made, maps.numbers(), most, torch.get_num_threads()))
+    check(kernels.patches_gather(*made, maps.numbers(), most, torch.get_num_threads()))
     return y[..., : maps.out].contiguous().permute(0, 3, 1, 2)
 
 
@@ -243,24 +263,24 @@ def _scatter(maps: _Maps, y: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     y, packed = _rows(y), _pack(_found(), maps, weight, None, True)
     x = y.new_empty((maps.images, maps.height, maps.width, maps.channels))
     start = y.new_zeros(maps.width * maps.channels) if bias is None else bias.repeat(maps.width)
-    most = maps.most()
-    made = addresses(y, packed, start, x)
-    _check(_found().patches_scatter(*made, maps.numbers(), most, torch.get_num_threads()))
+    threads, made = torch.get_num_threads(), addresses(y, packed, start, x)
+    bands = min(maps.height, -(-threads // maps.images))  # one, where there is an image for every thread
+    check(_found().patches_scatter(*made, maps.numbers(), maps.most(), bands, threads))
     return x.permute(0, 3, 1, 2)
 
 
 def _weight_gradients(maps: _Maps, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of the weight and of a bias (K,), by the large map and the small one."""
-    x, y, filled = _rows(x), _rows(y), _filled(maps.out)
-    if filled > maps.out:
-        y = F.pad(y.permute(0, 2, 3, 1), (0, filled - maps.out)).permute(0, 3, 1, 2)
+    x, y, out = _rows(x), _rows(y), filled(maps.out)
+    if out > maps.out:
+        y = F.pad(y.permute(0, 2, 3, 1), (0, out - maps.out)).permute(0, 3, 1, 2)
     dw, db, threads = torch.empty_like(weight), x.new_empty(maps.out), torch.get_num_threads()
-    sums = x.new_empty(threads * (maps.patch() + 1) * filled)
+    sums = x.new_empty(threads * (maps.patch() + 1) * out)
     most = maps.block(maps.images * maps.down * maps.across)
-    numbers = maps._replace(out=filled).numbers()
+    numbers = maps._replace(out=out).numbers()
     call = _found().patches_weights
     made = addresses(x, y, dw, db)
-    _check(call(*made, *dw.stride(), numbers, maps.out, sums.data_ptr(), most, threads))
+    check(call(*made, *dw.stride(), numbers, maps.out, sums.data_ptr(), most, threads))
     return dw, db
 
 
@@ -268,7 +288,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _filled(columns: int) -> int:
+def filled(columns: int) -> int:
     """The next multiple of _STEP."""
     return -(-columns // _STEP) * _STEP
 
@@ -278,9 +298,3 @@ def _found() -> ctypes.CDLL:
     kernels = _kernels()
     assert kernels is not None
     return kernels
-
-
-def _check(failed: int) -> None:
-    """Raise what a kernel could not."""
-    if failed:
-        raise MemoryError("no memory left for a convolution")

@@ -25,11 +25,12 @@ static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 // At least n floats, in an odd number of cache lines: what lies so far apart shares no set of the cache.
 static inline int64_t apart(int64_t n) { return ((n + 15) / 16 | 1) * 16; }
 
-// n floats: 0, those of `from`, and with them added.
 #if defined(__AVX512F__)
+// Of n floats those that fill no vector.
 static inline __mmask16 rest(int64_t n) { return (1u << n % LANES) - 1; }
 #endif
 
+// n floats: 0, those of `from`, and with them added.
 static inline void clear(float* to, int64_t n) {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) store(to + i, Vec{});

@@ -84,10 +84,10 @@ struct Tile {
 // Whether a transformed input is 0 here: where pixels are equal by twos, the third row and column are.
 bool empty(const Maps& s, int point) { return s.doubled && (point / IN == 2 || point % IN == 2); }
 
-// A transformed block: its points, and the tiles of each, lie apart.
+// A transformed block (36, tiles, channels), its points apart.
 struct Block {
     int64_t row, point;
-    Block(int64_t tiles, int64_t channels) : row(channels), point(apart(tiles * row)) {}
+    Block(int64_t tiles, int64_t channels) : row(channels), point(apart(tiles * channels)) {}
     int64_t size() const { return POINTS * point; }
 };
 

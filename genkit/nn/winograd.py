@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native import addresses, library, readable
+from ..native import INT, LONG, POINTER, addresses, check, library, readable
 from . import again, patches
+from .patches import filled, learns
 
 _STEP = 16  # channels in are a multiple of it; channels out are filled up with zeros
 _FEW = 6  # channels of which products of patches are faster; of a map four times as large, half as many
@@ -20,7 +21,6 @@ _LARGEST = 1 << 18  # channels in times channels out: their transformed weights 
 _FEWEST, _FEWEST_BACK = 12, 64  # tiles that pay the work on the weights; with that on their gradient
 _BLOCK = 36  # tiles of a block at most: its transformed maps fit the L2 cache
 _SUMS = 1 << 26  # floats that all threads' sums of the gradient of the weights may take
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Conv3x3(nn.Conv2d):
@@ -28,10 +28,10 @@ class Conv3x3(nn.Conv2d):
 
     On a CPU, float32 maps in channels-last layout take 4 times fewer multiplications, forward and backward: 2
     to 3 times as fast. What it costs is a digit or two: errors of some 1e-5 of the largest value, where torch
-    has 1e-6. A value that is not finite spreads over its tile of 4x4 pixels. What does not suit goes through
-    torch's convolution, also a batch so small that reading the weights takes the time, and everything on a
-    machine without a C++ compiler. Frozen weights are transformed once; a change through `.data` in place is
-    not seen.
+    has 1e-6. A value that is not finite spreads over its tile of 4x4 pixels. Where one of the maps has few
+    channels, products of `patches` do it. What does not suit goes through torch's convolution, also a batch
+    so small that reading the weights takes the time, and everything on a machine without a C++ compiler.
+    Frozen weights are transformed once; a change through `.data` in place is not seen.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -45,54 +45,42 @@ class Conv3x3(nn.Conv2d):
 
         plus: a map of the result's shape, added to it. doubled: the convolution of x with every pixel twice
         in both directions, (B, channels_out, 2 H, 2 W). shuffled: F.pixel_shuffle of the result by 2,
-        (B, channels_out / 4, 2 H, 2 W); alone.
+        (B, channels_out / 4, 2 H, 2 W), without the other two.
+
+        Raises:
+            ValueError: shuffled together with one of them.
         """
-        if plus is None and not doubled and self._thin(shuffled) and patches.takes(x, self.weight, self.bias):
-            return self._by_patches(x, shuffled)
+        if shuffled and (plus is not None or doubled):
+            raise ValueError("a shuffled result can be neither doubled nor added to")
+        weight, bias = self.weight, self.bias  # read once: reading a parametrised weight makes it
+        if plus is None and not doubled and self._thin(shuffled) and patches.takes(x, weight, bias):
+            return _by_patches(x, weight, bias, shuffled)
         if shuffled and self.out_channels % (4 * _STEP):
-            return F.pixel_shuffle(self(x), 2)
-        tensors = (x, self.weight, self.bias, plus)
-        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        if not self._suits(x, doubled, _FEWEST_BACK if learns else _FEWEST):
+            return F.pixel_shuffle(self.forward(x), 2)
+        tensors = (x, weight, bias, plus)
+        learning = learns(*tensors)
+        if not self._suits(x, weight, doubled, _FEWEST_BACK if learning else _FEWEST):
             y = _plain(*tensors, doubled)
             return F.pixel_shuffle(y, 2) if shuffled else y
         if plus is not None and not self._takes(plus, _size(x.shape, doubled)):
-            return self(x, doubled=doubled) + plus
-        if learns:
+            return self.forward(x, doubled=doubled) + plus
+        if learning:
             return _Convolve.apply(*tensors, doubled, shuffled, self._transformed)
-        weights = self._transformed(self.weight, False, shuffled)
-        return _run(_found(), x, weights, self.bias, plus, self.out_channels, doubled, False, shuffled)
+        weights = self._transformed(weight, False, shuffled)
+        return _run(_found(), x, weights, bias, plus, self.out_channels, doubled, False, shuffled)
 
     def _thin(self, shuffled: bool) -> bool:
         """Whether one of the maps has few channels."""
         return self.in_channels <= _FEW or self.out_channels <= (2 * _FEW if shuffled else _FEW)
 
-    def _by_patches(self, x: Tensor, shuffled: bool) -> Tensor:
-        """The convolution of one map of few channels and another: the patches are that one's."""
-        few = self.out_channels // 4 if shuffled else self.out_channels
-        if few > _FEW:
-            y = patches.convolve(x, self.weight, self.bias, 1, 1)
-            return F.pixel_shuffle(y, 2) if shuffled else y
-        turned = self.weight.flip(2, 3).transpose(0, 1)  # what a pixel of x adds to those around
-        if not shuffled:
-            return patches.spread(x, turned, self.bias, 1, 1)
-        # its window in the shuffled map has 6x6 pixels: a corner of each for each of the 3x3
-        corners = turned.unflatten(1, (few, 2, 2)).permute(0, 1, 4, 2, 5, 3)
-        y = patches.spread(x, corners.reshape(-1, few, 6, 6), None, 2, 2)
-        return (
-            y
-            if self.bias is None
-            else y + F.pixel_shuffle(self.bias[:, None, None], 2).repeat(1, *x.shape[2:])
-        )
-
-    def _suits(self, x: Tensor, doubled: bool, fewest: int) -> bool:
+    def _suits(self, x: Tensor, weight: Tensor, doubled: bool, fewest: int) -> bool:
         """Whether the kernels take these, and pay."""
-        out, channels = self.weight.shape[:2]
+        out, channels = weight.shape[:2]
         return (
-            readable(x, self.weight, self.bias)
+            readable(x, weight, self.bias)
             and not torch.is_autocast_enabled("cpu")
             and channels % _STEP == 0
-            and channels * _filled(out) <= _LARGEST
+            and channels * filled(out) <= _LARGEST
             and x.ndim == 4
             and x.shape[1] == channels
             and x.is_contiguous(memory_format=torch.channels_last)
@@ -119,6 +107,24 @@ class Conv3x3(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_kept": {}}  # type: ignore[dict-item]  # copies make their own
+
+
+def _by_patches(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
+    """The convolution of a map of few channels and another: the patches are the first one's."""
+    few = len(weight) // 4 if shuffled else len(weight)
+    if few > _FEW:
+        y = patches.convolve(x, weight, bias, 1, 1)
+        return F.pixel_shuffle(y, 2) if shuffled else y
+    x = x.contiguous(memory_format=torch.channels_last)  # `turned` is not
+    turned = weight.flip(2, 3).transpose(0, 1)  # what a pixel of x adds to those around
+    if not shuffled:
+        return patches.spread(x, turned, bias, 1, 1)
+    # its window in the shuffled map has 6x6 pixels: a corner of each for each of the 3x3
+    corners = turned.unflatten(1, (few, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+    y = patches.spread(x, corners.reshape(-1, few, 6, 6), None, 2, 2)
+    if bias is None:
+        return y
+    return y + F.pixel_shuffle(bias[:, None, None], 2).repeat(1, *x.shape[2:])
 
 
 class _Kept(NamedTuple):
@@ -156,7 +162,7 @@ class _Convolve(torch.autograd.Function):
             straight = F.pixel_unshuffle(gradient, 2) if ctx.shuffled else gradient
             found = again.gradients(plain, (x, weight, bias), straight, ctx.needs_input_grad[:3])
             return *found, dplus, None, None, None
-        missing = _filled(len(weight)) - len(weight)
+        missing = filled(len(weight)) - len(weight)
         gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
@@ -200,11 +206,11 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
-    found.winograd_weights.argtypes = [_POINTER, *[_LONG] * 7, _INT, _INT, _POINTER, _INT]
-    found.winograd.argtypes = [*[_POINTER] * 5, *[_LONG] * 5, *[_INT] * 3, _LONG, _INT, _INT]
-    found.winograd_weights_back.argtypes = [*[_POINTER] * 4, *[_LONG] * 10, _INT, _INT, _POINTER, _LONG, _INT]
-    found.winograd_weights.restype, found.winograd.restype = None, _INT
-    found.winograd_weights_back.restype = _INT
+    found.winograd_weights.argtypes = [POINTER, *[LONG] * 7, INT, INT, POINTER, INT]
+    found.winograd.argtypes = [*[POINTER] * 5, *[LONG] * 5, *[INT] * 3, LONG, INT, INT]
+    found.winograd_weights_back.argtypes = [*[POINTER] * 4, *[LONG] * 10, INT, INT, POINTER, LONG, INT]
+    found.winograd_weights.restype, found.winograd.restype = None, INT
+    found.winograd_weights_back.restype = INT
     with torch.no_grad():
         numbers = torch.arange(6912, dtype=torch.float32, device="cpu").sin()
         x = numbers[:480].view(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
@@ -224,7 +230,7 @@ def _transform(kernels: ctypes.CDLL, weight: Tensor, back: bool, shuffled: bool)
     """(36, C_in C_out) transformed weights; `back`: those whose convolution is the gradient of x. shuffled:
     the result is."""
     real, channels = weight.shape[:2]
-    out = _filled(real)
+    out = filled(real)
     weights = weight.new_empty((36, channels * out))
     size = (out, channels, real) if back else (channels, out, real)
     kernels.winograd_weights(
@@ -237,11 +243,6 @@ def _transform(kernels: ctypes.CDLL, weight: Tensor, back: bool, shuffled: bool)
         torch.get_num_threads(),
     )
     return weights
-
-
-def _filled(channels: int) -> int:
-    """The next multiple of _STEP."""
-    return -(-channels // _STEP) * _STEP
 
 
 def _run(
@@ -259,7 +260,7 @@ def _run(
     of the result's shape, whose channels then are a multiple of _STEP. Either map may be shuffled."""
     b, channels, height, width = _straight(x.shape) if shuffled_x else x.shape
     height, width = height << doubled, width << doubled
-    out, threads = _filled(real), torch.get_num_threads()
+    out, threads = filled(real), torch.get_num_threads()
     y = x.new_empty((b, 2 * height, 2 * width, out // 4) if shuffled_y else (b, height, width, out))
     if bias is not None:
         bias = F.pad(bias, (0, out - real)) if out > real else bias
@@ -269,7 +270,7 @@ def _run(
     tiles = _tiles((b, height, width))
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
     size = b, height, width, channels, out, doubled, shuffled_x, shuffled_y
-    _check(kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads))
+    check(kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads))
     return y[..., :real].contiguous().permute(0, 3, 1, 2)
 
 
@@ -277,7 +278,7 @@ def _weight_gradients(
     x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool, shuffled: bool
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `weight` and bias, by that of the result, channels-last and filled up, or shuffled."""
-    channels, out = x.shape[1], _filled(len(weight))
+    channels, out = x.shape[1], filled(len(weight))
     summed = (36 * channels + 1) * out
     threads = min(torch.get_num_threads(), max(1, _SUMS // summed))
     result, bias, sums = torch.empty_like(weight), x.new_empty(out), x.new_empty(threads * summed)
@@ -286,7 +287,7 @@ def _weight_gradients(
     most = _block(_tiles(maps), threads)
     call = _found().winograd_weights_back
     made = addresses(x, gradient, result, bias)
-    _check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads))
+    check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads))
     return result, bias[: len(weight)]
 
 
@@ -311,9 +312,3 @@ def _block(tiles: int, threads: int) -> int:
     """Tiles a block, so that every thread has as many blocks."""
     blocks = -(-tiles // _BLOCK)
     return -(-tiles // (-(-blocks // threads) * threads))
-
-
-def _check(failed: int) -> None:
-    """Raise what a kernel could not."""
-    if failed:
-        raise MemoryError("no memory left for a convolution")

@@ -29,7 +29,7 @@ class Average:
         self._source = model
         self._pairs: _Pairs | None = None
 
-    def _found(self) -> "_Pairs":
+    def _found(self) -> _Pairs:
         if self._pairs is None:  # not before: what is loaded may move them
             both = list(zip(self.module.modules(), self._source.modules()))
             names = [

@@ -165,7 +165,7 @@ class _Trainer:
         self.phases = objective.phases()
         self.optimizers = make_optimizers(objective, optim)
         self.average = Average(objective.model, optim.ema)
-        self.parameters = list(objective.parameters())
+        self.everything = list(objective.parameters())  # zero_grad looks for them in every module, each time
         objective.dropouts = dropouts(objective)
         module: nn.Module = objective
         if dist.world() > 1:
@@ -213,7 +213,7 @@ class _Trainer:
             group["lr"] = rate
         optimizer.step()
         # other phases' gradients through this loss must not linger either
-        for parameter in self.parameters:
+        for parameter in self.everything:
             parameter.grad = None
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from genkit import noise
 
@@ -38,10 +39,17 @@ def test_the_kernel_draws_the_same_bits(seed, stream, count, monkeypatch):
     """Oracle: `philox`, which the known answers above are of; more than one thread's share of rows."""
     if noise._kernels() is None:
         pytest.skip("no C++ compiler here")
+    torch.set_num_threads(2)
     index = torch.tensor([0, 3, (1 << 32) - 1, (5 << 32) + 2, *range(20, 60, 2)])[::2]
     drawn = noise.bits(seed, stream, index, count)
     monkeypatch.setattr(noise, "_kernels", lambda: None)
     assert torch.equal(drawn, noise.bits(seed, stream, index, count))
+
+
+def test_fake_tensors_go_through_torch():
+    """Oracle: there are no numbers to read or to write."""
+    with FakeTensorMode():
+        assert noise.normal(1, 2, torch.arange(3), (5,)).shape == (3, 5)
 
 
 def test_rows_do_not_depend_on_the_batch():

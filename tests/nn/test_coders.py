@@ -5,19 +5,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genkit.nn import winograd
 from genkit.nn.coders import Chain, ConvDecoder, ConvEncoder, halvings, mlp_decoder, mlp_encoder
 from genkit.nn.norm import GroupNorm
 from genkit.nn.winograd import Conv3x3
 
 
-def test_chain_is_a_sequence():
+def test_chain_is_a_sequence(spy):
     """Oracle: `nn.Sequential`. The pairs that are one step stand beside layers alone."""
+    shuffles = spy(F, "pixel_shuffle")
     layers = [GroupNorm(4, 16), nn.SiLU(), GroupNorm(2, 16), nn.Conv2d(16, 16, 1), Conv3x3(16, 64)]
     layers += [nn.PixelShuffle(2), Conv3x3(16, 4), nn.PixelShuffle(2), GroupNorm(1, 1), nn.SiLU()]
-    x = torch.randn(6, 16, 8, 5).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(20, 16, 8, 5).contiguous(memory_format=torch.channels_last)
     chain, plain = Chain(*layers), nn.Sequential(*layers)
     assert list(chain.state_dict()) == list(plain.state_dict())
     torch.testing.assert_close(chain(x), plain(x), rtol=1e-4, atol=1e-4)
+    if winograd._kernels() is not None:
+        assert shuffles == ["pixel_shuffle"] * 3  # the plain one's two, and that of four biases
     torch.testing.assert_close(Chain(nn.SiLU())(x), F.silu(x))
     larger = Chain(Conv3x3(16, 18), nn.PixelShuffle(3))
     torch.testing.assert_close(larger(x), nn.Sequential(*larger)(x), rtol=1e-4, atol=1e-4)

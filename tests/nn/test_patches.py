@@ -51,6 +51,8 @@ SHAPES = [
     ((2, 16, 5, 3, 4), (3, 4, 5)),
     ((40, 112, 4, 4, 0), (2, 8, 10)),
     ((1, 1, 2, 1, 0), (1, 2, 2)),
+    ((16, 32, 3, 2, 1), (2, 1, 9)),
+    ((4, 32, 3, 1, 1), (1, 13, 5)),
 ]
 
 
@@ -78,7 +80,7 @@ def test_convolutions_equal_torchs(sizes, shape, threads, direct, ran):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("sizes, shape", [s for s in SHAPES if s[0][3] < s[0][2]])
+@pytest.mark.parametrize("sizes, shape", [*SHAPES, ((5, 16, 2, 3, 0), (2, 4, 1))])
 def test_transposed_convolutions_equal_torchs(sizes, shape, threads, direct, ran):
     torch.set_num_threads(threads)
     y = maps(shape[0], sizes[0], *shape[1:]).requires_grad_()
@@ -117,6 +119,29 @@ def test_more_zeros_below_and_on_the_right(height, width, direct, ran):
 
 
 @pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
+@pytest.mark.parametrize("of", ["transposed", "expanded", "with no bias"])
+def test_weights_that_are_views(kind, of, direct):
+    """As spectral norm and thin layers give them."""
+    x = maps(3, 16, 6, 6).requires_grad_()
+    function = patches.convolve if kind is Conv2d else patches.spread
+    given = torch.randn(24, 16, 4, 4) if kind is Conv2d else torch.randn(16, 24, 4, 4)
+    if of == "transposed":
+        given = given.transpose(2, 3).flip(0)
+    elif of == "expanded":
+        given = given[:1].expand(16, -1, -1, -1)
+    weight = given.requires_grad_()
+    channels = weight.shape[0 if kind is Conv2d else 1]
+    bias = None if of == "with no bias" else torch.randn(channels)
+
+    def value_and_gradients():
+        y = function(x, weight, bias, 2, 1)
+        return y, *torch.autograd.grad(y.square().sum(), [x, weight])
+
+    for found, expected in zip(value_and_gradients(), direct(value_and_gradients), strict=True):
+        assert_near(found, expected)
+
+
+@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
 @pytest.mark.parametrize("learns", ["x", "weight", "bias"])
 def test_one_gradient_alone(kind, learns, direct):
     layer, x = kind(16, 8, 4, 2, 1).requires_grad_(False), maps(3, 16, 6, 6)
@@ -128,12 +153,14 @@ def test_one_gradient_alone(kind, learns, direct):
     assert_near(gradient(), direct(gradient))
 
 
-@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
-def test_gradients_of_a_gradient_are_torchs(kind, direct):
-    layer, x = kind(16, 8, 4, 2, 1), maps(3, 16, 6, 6).requires_grad_()
+@pytest.mark.parametrize("kind, more", [(Conv2d, {}), (Conv2d, {"more": (1, 0)}), (ConvTranspose2d, {})])
+@pytest.mark.parametrize("of", ["x", "weight", "bias"])
+def test_gradients_of_a_gradient_are_torchs(kind, of, more, direct):
+    layer, x = kind(16, 8, 3, 2, 1), maps(3, 16, 6, 6).requires_grad_()
+    first = x if of == "x" else getattr(layer, of)
 
     def penalty_gradient():
-        (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        (g,) = torch.autograd.grad(layer(x, **more).pow(3).sum(), first, create_graph=True)
         return torch.autograd.grad(g.square().sum(), [x, layer.weight])
 
     for found, expected in zip(penalty_gradient(), direct(penalty_gradient), strict=True):
@@ -171,6 +198,27 @@ def test_an_image_does_not_depend_on_its_batch(kind):
     with torch.no_grad():
         parts = torch.cat([layer(part) for part in x.split([1, 2, 5, 16])])
         assert torch.equal(layer(x), parts)
+
+
+def test_bands_of_an_image_equal_the_whole():
+    """Where there are fewer images than threads, these share its rows."""
+    layer, x = ConvTranspose2d(16, 3, 6, 2, 2), maps(1, 16, 7, 5)
+    with torch.no_grad():
+        whole = layer(x)
+        for threads in (2, 3, 5, 40):
+            torch.set_num_threads(threads)
+            assert torch.equal(layer(x), whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own, on first use
+def test_tangents_go_through_torch(ran):
+    """Oracle: the convolution is linear."""
+    layer, x, tangent = Conv2d(16, 8, 4, 2, 1).requires_grad_(False), maps(3, 16, 6, 6), maps(3, 16, 6, 6)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
+    assert ran == []
+    assert_near(found, layer(tangent) - layer(torch.zeros_like(x)))
 
 
 def test_transforms_of_functions_go_through_torch(direct):

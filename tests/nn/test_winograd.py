@@ -187,6 +187,31 @@ def test_shuffled_by_torch_where_the_kernels_cannot(out, layout):
     assert_near(layer(x, shuffled=True), F.pixel_shuffle(F.conv2d(x, layer.weight, layer.bias, padding=1), 2))
 
 
+@pytest.mark.parametrize("other", [{"plus": torch.zeros(2, 16, 16, 16)}, {"doubled": True}])
+def test_shuffled_is_alone(other):
+    layer, x = layer_and_maps(16, 64, 2, 8, 8)
+    with pytest.raises(ValueError, match="shuffled"):
+        layer(x, shuffled=True, **other)
+
+
+@pytest.mark.parametrize("out, shuffled", [(1, False), (64, True), (96, True)])
+def test_a_weight_that_is_made_is_made_once_and_hooks_run_once(out, shuffled):
+    layer, x = layer_and_maps(16, out, 20, 8, 8)
+    made, hooked = [], []
+
+    class Same(torch.nn.Module):
+        def forward(self, weight):
+            made.append(1)
+            return weight * 1.0
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Same())
+    layer.register_forward_hook(lambda *a: hooked.append(1))
+    made.clear()
+    layer(x, shuffled=shuffled)
+    assert len(made) == (2 if out == 96 else 1)  # 96 are no corners of vectors: the layer is asked again
+    assert len(hooked) == 1
+
+
 # few channels on either side: products of patches
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
