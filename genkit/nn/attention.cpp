@@ -58,12 +58,9 @@ int attend(const float* q, const float* k, const float* v, int64_t images, int64
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        float *turned = scratch.of((2 * size + keys) * WIDTH), *found = nullptr, *p = nullptr;
+        float *turned = scratch.of((2 * size + keys) * WIDTH, failed), *found = nullptr, *p = nullptr;
         if (turned) {
             found = turned + size * WIDTH, p = found + size * WIDTH;
-        } else {
-#pragma omp atomic write
-            failed = 1;
         }
 #pragma omp for
         for (int64_t item = 0; item < images * heads; item++) {
@@ -120,14 +117,11 @@ int attend_back(const float* q, const float* k, const float* v, const float* dy,
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        float* turned = scratch.of((3 * size + 2 * most) * WIDTH);
+        float* turned = scratch.of((3 * size + 2 * most) * WIDTH, failed);
         float *turned2 = nullptr, *found = nullptr, *p = nullptr, *dp = nullptr;
         if (turned) {
             turned2 = turned + size * WIDTH, found = turned2 + size * WIDTH, p = found + size * WIDTH;
             dp = p + most * WIDTH;
-        } else {
-#pragma omp atomic write
-            failed = 1;
         }
 #pragma omp for
         for (int64_t item = 0; item < images * heads; item++) {

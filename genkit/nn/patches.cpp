@@ -104,11 +104,7 @@ int patches_gather(const float* x, const float* u, float* y, const Maps* maps, i
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        float* patches = scratch.of(most * row);
-        if (!patches) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float* patches = scratch.of(most * row, failed);
 #pragma omp for schedule(dynamic)
         for (int64_t b = 0; b < blocks; b++) {
             if (!patches) continue;
@@ -135,11 +131,7 @@ int patches_scatter(const float* y, const float* u, const float* start, float* x
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        float* patches = scratch.of(most * row);
-        if (!patches) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float* patches = scratch.of(most * row, failed);
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < s.images * bands; item++) {
             if (!patches) continue;
@@ -180,11 +172,7 @@ int patches_weights(const float* x, const float* y, float* dw, float* db, int64_
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        float* patches = scratch.of(most * row);
-        if (!patches) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        float* patches = scratch.of(most * row, failed);
 #pragma omp for schedule(static, 1)
         for (int part = 0; part < threads; part++) {
             float* u = sums + part * size;

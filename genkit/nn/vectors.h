@@ -104,5 +104,15 @@ struct Scratch {
         }
         return data;
     }
+
+    // The same in a parallel region, where `failed` becomes 1 for want of memory.
+    float* of(size_t wanted, int& failed) {
+        float* found = of(wanted);
+        if (!found) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        return found;
+    }
     ~Scratch() { free(data); }
 };

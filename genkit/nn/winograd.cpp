@@ -267,15 +267,13 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
     {
         static thread_local Scratch scratch;
         const int64_t reach = layout_x.reach();
-        float *zeros = scratch.of(reach + block_v.size() + block_m.size()), *v = nullptr, *m = nullptr;
+        float *zeros = scratch.of(reach + block_v.size() + block_m.size(), failed), *v = nullptr,
+              *m = nullptr;
         if (zeros) {
             v = zeros + reach, m = v + block_v.size();
             std::fill(zeros, zeros + reach, 0.0f);
             for (int p = 0; p < POINTS; p++)
                 if (empty(s, p)) std::fill(m + p * block_m.point, m + (p + 1) * block_m.point, 0.0f);
-        } else {
-#pragma omp atomic write
-            failed = 1;
         }
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < blocks * sharers; item++) {
@@ -325,14 +323,11 @@ int winograd_weights_back(const float* x, const float* dy, float* dw, float* db,
     {
         static thread_local Scratch scratch;
         const int64_t wide = std::max(in, layout_y.reach());
-        float* zeros = scratch.of(wide + block_v.size() + block_z.size() + out);
+        float* zeros = scratch.of(wide + block_v.size() + block_z.size() + out, failed);
         float *v = nullptr, *z = nullptr, *total = nullptr;
         if (zeros) {
             v = zeros + wide, z = v + block_v.size(), total = z + block_z.size();
             std::fill(zeros, zeros + wide, 0.0f);
-        } else {
-#pragma omp atomic write
-            failed = 1;
         }
 #pragma omp for schedule(static, 1)
         for (int part = 0; part < threads; part++) {
