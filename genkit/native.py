@@ -69,14 +69,14 @@ def eager() -> bool:
     )
 
 
-def check(failed: int) -> None:
-    """Raise what a kernel could not.
+def check(failed: int, what: str) -> None:
+    """Raise what a kernel for `what` could not.
 
     Raises:
         MemoryError: it had no memory for its scratch.
     """
     if failed:
-        raise MemoryError("no memory left for a layer")
+        raise MemoryError(f"no memory left for {what}")
 
 
 def addresses(*tensors: Tensor | None) -> list[int | None]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..native import addresses, library, readable
+from ..native import addresses, check, library, readable
 from . import again
 
 _LARGEST, _LARGEST_BACK = 48, 16  # channels of a head, above which torch is as fast; that with gradients
@@ -102,7 +102,7 @@ def _forward(
     result = torch.empty_like(given[0])
     found = [given[0].new_empty(sizes[0], heads, sizes[1]) if learns else None for _ in range(2)]
     call = kernels.attend
-    _check(call(*addresses(*given), *sizes, *addresses(result, *found), torch.get_num_threads()))
+    check(call(*addresses(*given), *sizes, *addresses(result, *found), torch.get_num_threads()), "attention")
     return result, found[0], found[1]
 
 
@@ -116,7 +116,10 @@ def _backward(
     made = [torch.empty_like(t) for t in given[:3]]
     rest = highest, share, torch.empty_like(share), *made
     call = kernels.attend_back
-    _check(call(*addresses(*given), *_sizes(given, heads), *addresses(*rest), torch.get_num_threads()))
+    check(
+        call(*addresses(*given), *_sizes(given, heads), *addresses(*rest), torch.get_num_threads()),
+        "attention",
+    )
     return made
 
 
@@ -124,9 +127,3 @@ def _sizes(tensors: list[Tensor], heads: int) -> tuple[int, ...]:
     """Images, queries, keys, heads, channels of a head."""
     b, queries, channels = tensors[0].shape
     return b, queries, tensors[1].shape[1], heads, channels // heads
-
-
-def _check(failed: int) -> None:
-    """Raise what a kernel could not."""
-    if failed:
-        raise MemoryError("no memory left for attention")

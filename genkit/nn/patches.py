@@ -254,7 +254,7 @@ def _gather(kernels: ctypes.CDLL, maps: _Maps, x: Tensor, weight: Tensor, bias: 
     y = x.new_empty((maps.images, maps.down, maps.across, filled(maps.out)))
     most = maps.block(maps.images * maps.down * maps.across)
     made = addresses(x, packed, y)
-    check(kernels.patches_gather(*made, maps.numbers(), most, torch.get_num_threads()))
+    check(kernels.patches_gather(*made, maps.numbers(), most, torch.get_num_threads()), "a convolution")
     return y[..., : maps.out].contiguous().permute(0, 3, 1, 2)
 
 
@@ -265,7 +265,7 @@ def _scatter(maps: _Maps, y: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
     start = y.new_zeros(maps.width * maps.channels) if bias is None else bias.repeat(maps.width)
     threads, made = torch.get_num_threads(), addresses(y, packed, start, x)
     bands = min(maps.height, -(-threads // maps.images))  # one, where there is an image for every thread
-    check(_found().patches_scatter(*made, maps.numbers(), maps.most(), bands, threads))
+    check(_found().patches_scatter(*made, maps.numbers(), maps.most(), bands, threads), "a convolution")
     return x.permute(0, 3, 1, 2)
 
 
@@ -280,7 +280,7 @@ def _weight_gradients(maps: _Maps, x: Tensor, y: Tensor, weight: Tensor) -> tupl
     numbers = maps._replace(out=out).numbers()
     call = _found().patches_weights
     made = addresses(x, y, dw, db)
-    check(call(*made, *dw.stride(), numbers, maps.out, sums.data_ptr(), most, threads))
+    check(call(*made, *dw.stride(), numbers, maps.out, sums.data_ptr(), most, threads), "a convolution")
     return dw, db
 
 

@@ -270,7 +270,10 @@ def _run(
     tiles = _tiles((b, height, width))
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
     size = b, height, width, channels, out, doubled, shuffled_x, shuffled_y
-    check(kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads))
+    check(
+        kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads),
+        "a convolution",
+    )
     return y[..., :real].contiguous().permute(0, 3, 1, 2)
 
 
@@ -287,7 +290,7 @@ def _weight_gradients(
     most = _block(_tiles(maps), threads)
     call = _found().winograd_weights_back
     made = addresses(x, gradient, result, bias)
-    check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads))
+    check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads), "a convolution")
     return result, bias[: len(weight)]
 
 

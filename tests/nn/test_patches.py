@@ -260,3 +260,17 @@ def test_a_window_larger_than_the_map_is_torchs_business(ran):
     with pytest.raises(RuntimeError, match="Kernel size"):
         Conv2d(16, 16, 4, 2)(maps(4, 16, 3, 3))
     assert ran == []
+
+
+@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
+def test_no_memory(kind, monkeypatch):
+    class Failing:
+        patches_pack = patches_gather = patches_scatter = patches_weights = staticmethod(lambda *a: 1)
+
+    layer, x = kind(16, 8, 4, 2, 1), maps(3, 16, 6, 6)
+    result = layer(x)
+    monkeypatch.setattr(patches, "_kernels", Failing)
+    with pytest.raises(MemoryError, match="convolution"):
+        layer(x)
+    with pytest.raises(MemoryError, match="convolution"):
+        result.sum().backward()
