@@ -40,7 +40,7 @@ class PrecisionConfig:
     device: str = arg("auto", "auto, cpu, cuda, cuda:1, …", panel="Machine")
     precision: str = arg(
         "auto",
-        "Arithmetic of the network; auto: bf16 where hardware has it.",
+        "Arithmetic of the network; auto: bf16 on a GPU that has it and a CPU with AMX.",
         choices=("auto", "bf16", "fp32"),
         panel="Machine",
     )

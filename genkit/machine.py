@@ -62,16 +62,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 arithmetic is in hardware on `device`."""
+    """Whether `device` has units that multiply matrices in bf16 faster than in float32.
+
+    A CPU has them with AMX. Those with vector instructions alone do not count: on Xeons they run at half of
+    float32's rate (4 times slower training of a U-Net, 1.6 times of an MLP), and on EPYCs, where it is
+    twice, convolutional networks are faster still by the float32 kernels of `nn`.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported())
-    return False
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """ "bf16" or "fp32"; auto is bf16 where the hardware has it."""
+    """ "bf16" or "fp32"; auto is bf16 where the hardware is faster with it."""
     return ("bf16" if fast_bf16(device) else "fp32") if name == "auto" else name
 
 

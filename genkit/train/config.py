@@ -47,7 +47,7 @@ class OptimConfig:
     )
     precision: str = arg(
         "auto",
-        "Arithmetic of matrix products; auto: bf16 where hardware has it.",
+        "Arithmetic of matrix products; auto: bf16 on a GPU that has it and a CPU with AMX.",
         choices=("auto", "bf16", "fp32"),
         panel=_MACHINE,
     )

@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from genkit.errors import InputError
-from genkit.machine import pick_device
+from genkit.machine import pick_device, resolve_precision
 
 
 def test_the_cpu_is_always_there():
@@ -19,6 +20,16 @@ def test_unusable_devices_are_refused(name):
     """Oracle: the message: a device must be able to compute a number."""
     with pytest.raises(InputError, match=f"device '{name}' cannot be used here .*; try --device auto"):
         pick_device(name)
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("name", ["auto", "bf16", "fp32"])
+def test_auto_is_bf16_on_a_cpu_with_amx_only(name, tiles, monkeypatch):
+    """Oracle: the rule; bf16 by vector instructions alone is slower than the float32 kernels."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    wanted = {"auto": "bf16" if tiles else "fp32"}.get(name, name)
+    assert resolve_precision(name, pick_device("cpu")) == wanted
 
 
 def test_denormals_are_flushed_by_every_thread():
