@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import dist
+from ..nn.nearest import nearest
 from .bottlenecks import Code
 
 CHECK = 50  # steps between looks for dead codes
@@ -17,14 +18,7 @@ USAGE = 0.99  # decay of the count of what each code is used for
 DEAD = 0.1  # a code used less than this share of the average is dead
 CANDIDATES = 4  # vectors of an image that may become codes at such a look
 LLOYD = 10  # iterations of k-means at the start
-ROWS = 1 << 16  # vectors whose distances are held at a time
 UPDATES = ("ema", "loss")
-
-
-def nearest(x: Tensor, codes: Tensor) -> Tensor:
-    """(N,) int64: which of `codes` (K, D) is nearest to each row of x (N, D); the first one of several."""
-    square = codes.square().sum(dim=1)
-    return torch.cat([torch.addmm(square, part, codes.T, alpha=-2).argmin(dim=1) for part in x.split(ROWS)])
 
 
 def totals(x: Tensor, token: Tensor, k: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from genkit import noise
-from genkit.codecs.vq import CHECK, VectorQuantizer, decay_of, lloyd, nearest, perplexity
+from genkit.codecs.vq import CHECK, VectorQuantizer, decay_of, lloyd, perplexity
 
 
 def numbers(*shape, seed=0):
@@ -31,12 +31,6 @@ def observe(vq, h, step):
     code = vq(h)
     index = torch.arange(len(h)) + step * len(h)
     vq.observe(h, code.tokens, noise.uniform(0, noise.CODEBOOK, index, (h[0, 0].numel(),)))
-
-
-def test_tokens_are_the_nearest_codes():
-    """Oracle: distances by brute force."""
-    x, codes = numbers(50, 3), numbers(7, 3, seed=1)
-    assert torch.equal(nearest(x, codes), torch.cdist(x, codes).argmin(dim=1))
 
 
 def test_straight_through_by_hand():

@@ -17,7 +17,7 @@ ALLOWED = {
     "machine": set(),
     "registry": {"data", "train"},  # for type checking only
     "diffusion": {"noise", "dist"},
-    "codecs": {"noise", "dist"},
+    "codecs": {"noise", "dist", "nn"},
     "nn": {"noise", "native"},
     "data": {"config", "noise", "io"},
     "io": {"config", "dist"},
