@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import group_norm, sinusoid, zero
-from .norm import norm_silu
+from .norm import beside, norm_silu
 from .patches import Conv2d
 from .winograd import Conv3x3
 
@@ -27,7 +27,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W), embedding: (B, E) where the block was built for one -> (B, C, H, W)."""
-        h = self.conv1(norm_silu(self.norm1, x))
+        h, x, _ = beside(self.norm1, x)
+        h = self.conv1(h)
         e = self.embed(embedding) if self.embed is not None else None
         return self.conv2(norm_silu(self.norm2, h, added=e), plus=x)
 
