@@ -64,9 +64,10 @@ def pick_device(name: str = "auto") -> torch.device:
 def fast_bf16(device: torch.device) -> bool:
     """Whether `device` has units that multiply matrices in bf16 faster than in float32.
 
-    A CPU has them with AMX. Those with vector instructions alone do not count: on Xeons they run at half of
-    float32's rate (4 times slower training of a U-Net, 1.6 times of an MLP), and on EPYCs, where it is
-    twice, convolutional networks are faster still by the float32 kernels of `nn`.
+    A CPU has them with AMX, by design: it was not measured. Those with vector instructions alone do not
+    count: on a Xeon they run at half of float32's rate (4 times slower training of a U-Net, 1.6 times of an
+    MLP). On EPYCs they are faster, but not what convolutional networks gain by the float32 kernels of `nn`,
+    as far as figures of two machines can be compared.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
