@@ -17,19 +17,27 @@ struct Least {
 
 // R vectors of x (R, D) and the codes from `first` on, of the panel u (D, PANEL) and their `squares`.
 template <int R>
-void compare(const float* x, int64_t size, const float* u, const float* squares, int64_t first, Least* least) {
+void compare(const float* x, int64_t size, const float* u, const float* squares, int64_t first,
+             Least* least) {
     Vec sums[R][WIDE];
+    UNROLLED
     for (int i = 0; i < R; i++)
+        UNROLLED
         for (int j = 0; j < WIDE; j++) sums[i][j] = load(squares + j * LANES);
     for (int64_t c = 0; c < size; c++) {
         Vec b[WIDE];
+        UNROLLED
         for (int j = 0; j < WIDE; j++) b[j] = load(u + (c * WIDE + j) * LANES);
+        UNROLLED
         for (int i = 0; i < R; i++)
+            UNROLLED
             for (int j = 0; j < WIDE; j++) sums[i][j] += x[i * size + c] * b[j];
     }
+    UNROLLED
     for (int j = 0; j < WIDE; j++) {
         Ints code;
         for (int lane = 0; lane < LANES; lane++) code[lane] = first + j * LANES + lane;
+        UNROLLED
         for (int i = 0; i < R; i++) {
             const auto less = sums[i][j] < least[i].distance;
             least[i].distance = less ? sums[i][j] : least[i].distance;

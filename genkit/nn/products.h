@@ -23,15 +23,22 @@ template <int R, int V>
 static inline void multiply(const float* a, int64_t row, const float* u, int64_t channels, float* m,
                             int64_t out) {
     Vec sums[R][V];
+    UNROLLED
     for (int i = 0; i < R; i++)
+        UNROLLED
         for (int j = 0; j < V; j++) sums[i][j] = Vec{};
     for (int64_t c = 0; c < channels; c++) {
         Vec b[V];
+        UNROLLED
         for (int j = 0; j < V; j++) b[j] = load(u + (c * V + j) * LANES);
+        UNROLLED
         for (int i = 0; i < R; i++)
+            UNROLLED
             for (int j = 0; j < V; j++) sums[i][j] += a[i * row + c] * b[j];
     }
+    UNROLLED
     for (int i = 0; i < R; i++)
+        UNROLLED
         for (int j = 0; j < V; j++) store(m + i * out + j * LANES, sums[i][j]);
 }
 
@@ -59,15 +66,22 @@ template <int R, int V>
 static inline void add_product(const float* a, int64_t row_a, const float* b, int64_t row_b, int64_t n,
                                float* u, int64_t row_u) {
     Vec sums[R][V];
+    UNROLLED
     for (int i = 0; i < R; i++)
+        UNROLLED
         for (int j = 0; j < V; j++) sums[i][j] = load(u + i * row_u + j * LANES);
     for (int64_t t = 0; t < n; t++) {
         Vec v[V];
+        UNROLLED
         for (int j = 0; j < V; j++) v[j] = load(b + t * row_b + j * LANES);
+        UNROLLED
         for (int i = 0; i < R; i++)
+            UNROLLED
             for (int j = 0; j < V; j++) sums[i][j] += a[t * row_a + i] * v[j];
     }
+    UNROLLED
     for (int i = 0; i < R; i++)
+        UNROLLED
         for (int j = 0; j < V; j++) store(u + i * row_u + j * LANES, sums[i][j]);
 }
 
