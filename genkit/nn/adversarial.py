@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import group_norm
 from .coders import Shape
-from .patches import Conv2d, ConvTranspose2d
+from .convolution import Conv2d, ConvTranspose2d
 from .winograd import Conv3x3
 
 MOST = 8  # channels of the deepest level over those of the first

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ..native import readable
 from .attention import attend
+from .convolution import Conv2d
 from .dropout import Dropout
 from .norm import GroupNorm as GroupNorm
 from .norm import beside, group_norm, joined, norm_silu
-from .patches import Conv2d
 from .winograd import Conv3x3
 
 Norm = Callable[[int], nn.Module]  # channels -> the normalisation of maps of so many channels

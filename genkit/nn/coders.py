@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convnet import Residual
+from .convolution import Conv2d
 from .norm import GroupNorm, group_norm, norm_silu
-from .patches import Conv2d
 from .winograd import Conv3x3
 
 Shape = tuple[int, int, int]

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import group_norm, sinusoid, zero
+from .convolution import Conv2d
 from .norm import beside, norm_silu
-from .patches import Conv2d
 from .winograd import Conv3x3
 
 

@@ -7,47 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..native import INT, LONG, POINTER, addresses, check, library, readable
 
 _STEP = 16  # columns of a product are filled up to a multiple of it
 _LARGEST = 1 << 18  # numbers that a thread sums for the gradient of a kernel, at most
 _BLOCK, _MOST = 1 << 16, 96  # floats of a block of patches, so that they fit the L2 cache; patches
-
-
-class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with zeros around: the same parameters and, to rounding, results.
-
-    On a CPU, float32 maps with a stride or few channels take kernels of their own, forward and backward, and
-    leave them in channels-last layout. What does not suit goes through torch's convolution, as everything
-    does on a machine without a C++ compiler.
-    """
-
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, padding: int = 0
-    ) -> None:
-        super().__init__(channels_in, channels_out, kernel, stride, padding)
-
-    def forward(self, x: Tensor, more: tuple[int, int] = (0, 0)) -> Tensor:
-        """x: (B, C, H, W) -> (B, K, h, w).
-
-        more: rows of zeros below and columns of zeros on the right, on top of the layer's own padding.
-        """
-        return convolve(x, self.weight, self.bias, self.stride[0], int(self.padding[0]), more)
-
-
-class ConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d`, as `Conv2d` is `nn.Conv2d`."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, padding: int = 0
-    ) -> None:
-        super().__init__(channels_in, channels_out, kernel, stride, padding)
-
-    def forward(self, y: Tensor) -> Tensor:  # type: ignore[override]
-        """y: (B, K, h, w) -> (B, C, H, W)."""
-        return spread(y, self.weight, self.bias, self.stride[0], int(self.padding[0]))
 
 
 class _Maps(NamedTuple):
@@ -88,9 +54,10 @@ class _Maps(NamedTuple):
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, more: tuple[int, int] = (0, 0)
 ) -> Tensor:
-    """F.conv2d(x, weight, bias, stride, padding), with `more` as in `Conv2d`.
+    """F.conv2d(x, weight, bias, stride, padding).
 
-    x: (B, C, H, W), weight: (K, C, Y, X), bias: (K,) -> (B, K, h, w).
+    x: (B, C, H, W), weight: (K, C, Y, X), bias: (K,) -> (B, K, h, w). more: rows of zeros below and columns
+    on the right, on top of the padding.
 
     Raises:
         MemoryError: there is no memory for a block of patches.

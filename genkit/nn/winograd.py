@@ -1,4 +1,4 @@
-"""3x3 convolutions in a quarter of the multiplications, on a CPU (Lavin & Gray 2016, F(4x4, 3x3))."""
+"""Convolutions of 3x3 or of stride 2 in few multiplications, on a CPU (Lavin & Gray 2016, F(4x4, 3x3))."""
 
 import ctypes
 import functools
@@ -23,7 +23,50 @@ _BLOCK = 36  # tiles of a block at most: its transformed maps fit the L2 cache
 _SUMS = 1 << 26  # floats that all threads' sums of the gradient of the weights may take
 
 
-class Conv3x3(nn.Conv2d):
+class Form(NamedTuple):
+    """Which convolution: of 3x3, or of a kernel with a stride of 2."""
+
+    doubled: bool = False  # every pixel of the map stands for 2x2
+    shuffled: bool = False  # the result is shuffled
+    kernel: int = 0  # with a stride of 2, else 0
+    padding: int = 1
+
+    def halves(self, shape: torch.Size, more: tuple[int, int] = (0, 0)) -> bool:
+        """Whether the stride of 2 halves even sizes of maps (B, C, H, W), and a pixel of the result is made
+        of those around its own four.
+
+        more: rows of zeros below and columns on the right, on top of the padding.
+        """
+        if self.padding > 2 or self.kernel - self.padding > 4:
+            return False
+        sides = zip(shape[2:], more)
+        return all(
+            n % 2 == 0 and (n + 2 * self.padding + m - self.kernel) // 2 + 1 == n // 2 for n, m in sides
+        )
+
+
+class Keeping(nn.Module):
+    """A layer that keeps what its weights are transformed to, while they are frozen."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._kept: dict[tuple[Form, bool], _Kept] = {}
+
+    def transformed(self, weight: Tensor, form: Form, back: bool) -> Tensor:
+        """`_transform` of this layer's weight."""
+        if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
+            return _transform(_found(), weight, form, back)
+        kept, state = self._kept.get((form, back)), (weight.data_ptr(), weight._version)
+        if kept is None or kept.state != state:
+            made = _transform(_found(), weight, form, back)
+            kept = self._kept[form, back] = _Kept(weight.detach(), state, made)
+        return kept.weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_kept": {}}  # type: ignore[dict-item]  # copies make their own
+
+
+class Conv3x3(Keeping, nn.Conv2d):
     """`nn.Conv2d(channels_in, channels_out, 3, padding=1)`: the same parameters and, to rounding, results.
 
     On a CPU, float32 maps in channels-last layout take 4 times fewer multiplications, forward and backward: 2
@@ -36,7 +79,6 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
-        self._kept: dict[tuple[bool, bool], _Kept] = {}
 
     def forward(
         self, x: Tensor, plus: Tensor | None = None, doubled: bool = False, shuffled: bool = False
@@ -57,56 +99,23 @@ class Conv3x3(nn.Conv2d):
             return _by_patches(x, weight, bias, shuffled)
         if shuffled and self.out_channels % (4 * _STEP):
             return F.pixel_shuffle(self.forward(x), 2)
-        tensors = (x, weight, bias, plus)
+        tensors, form = (x, weight, bias, plus), Form(doubled, shuffled)
         learning = learns(*tensors)
-        if not self._suits(x, weight, doubled, _FEWEST_BACK if learning else _FEWEST):
-            y = _plain(*tensors, doubled)
-            return F.pixel_shuffle(y, 2) if shuffled else y
-        if plus is not None and not self._takes(plus, _size(x.shape, doubled)):
+        if not suits(x, weight, bias, form, learning):
+            return _plain(*tensors, form)
+        if plus is not None and not self._takes(plus, _size(x.shape, form)):
             return self.forward(x, doubled=doubled) + plus
-        if learning:
-            return _Convolve.apply(*tensors, doubled, shuffled, self._transformed)
-        weights = self._transformed(weight, False, shuffled)
-        return _run(_found(), x, weights, bias, plus, self.out_channels, doubled, False, shuffled)
+        return convolve(*tensors, form, learning, self.transformed)
 
     def _thin(self, shuffled: bool) -> bool:
         """Whether one of the maps has few channels."""
         return self.in_channels <= _FEW or self.out_channels <= (2 * _FEW if shuffled else _FEW)
-
-    def _suits(self, x: Tensor, weight: Tensor, doubled: bool, fewest: int) -> bool:
-        """Whether the kernels take these, and pay."""
-        out, channels = weight.shape[:2]
-        return (
-            readable(x, weight, self.bias)
-            and not torch.is_autocast_enabled("cpu")
-            and channels % _STEP == 0
-            and channels * filled(out) <= _LARGEST
-            and x.ndim == 4
-            and x.shape[1] == channels
-            and x.is_contiguous(memory_format=torch.channels_last)
-            and fewest <= (tiles := _tiles(size := _size(x.shape, doubled)))
-            and 4 * tiles < math.prod(size)  # below, a tile holds too little of the map
-            and _kernels() is not None
-        )
 
     def _takes(self, plus: Tensor, size: tuple[int, int, int]) -> bool:
         """Whether the kernel can add `plus` to whole vectors of channels."""
         b, height, width = size
         whole = plus.shape == (b, self.out_channels, height, width) and self.out_channels % _STEP == 0
         return whole and readable(plus)
-
-    def _transformed(self, weight: Tensor, back: bool, shuffled: bool) -> Tensor:
-        """`_transform` of this layer's weight: kept while it is frozen."""
-        if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
-            return _transform(_found(), weight, back, shuffled)
-        kept, state = self._kept.get((back, shuffled)), (weight.data_ptr(), weight._version)
-        if kept is None or kept.state != state:
-            made = _transform(_found(), weight, back, shuffled)
-            kept = self._kept[back, shuffled] = _Kept(weight.detach(), state, made)
-        return kept.weights
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": {}}  # type: ignore[dict-item]  # copies make their own
 
 
 def _by_patches(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
@@ -133,6 +142,42 @@ class _Kept(NamedTuple):
     weights: Tensor
 
 
+def suits(x: Tensor, weight: Tensor, bias: Tensor | None, form: Form, learning: bool) -> bool:
+    """Whether the kernels take these, and pay; `learning`: also for gradients."""
+    out, channels = weight.shape[:2]
+    return (
+        readable(x, weight, bias)
+        and not torch.is_autocast_enabled("cpu")
+        and channels % _STEP == 0
+        and (4 if form.kernel else 1) * channels * filled(out) <= _LARGEST
+        and x.ndim == 4
+        and x.shape[1] == channels
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (_FEWEST_BACK if learning else _FEWEST) <= (tiles := _tiles(size := _size(x.shape, form)))
+        and 4 * tiles < math.prod(size)  # below, a tile holds too little of the map
+        and _kernels() is not None
+    )
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plus: Tensor | None,
+    form: Form,
+    learning: bool,
+    transformed: Callable[[Tensor, Form, bool], Tensor],
+) -> Tensor:
+    """The convolution of a form, by what `suits`, and `plus`; `transformed`: as of `Keeping`.
+
+    x: (B, C, H, W), weight: (K, C, Y, X), bias: (K,) -> (B, K, h, w), which with a stride of 2 is half as
+    high and wide.
+    """
+    if learning:
+        return _Convolve.apply(x, weight, bias, plus, form, transformed)
+    return _run(_found(), x, transformed(weight, form, False), bias, plus, len(weight), form)
+
+
 class _Convolve(torch.autograd.Function):
     """The convolution with its gradients; gradients of the gradient go through torch's own operations."""
 
@@ -143,47 +188,49 @@ class _Convolve(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         plus: Tensor | None,
-        doubled: bool,
-        shuffled: bool,
+        form: Form,
         transformed: Callable[..., Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
-        ctx.doubled, ctx.shuffled, ctx.transformed = doubled, shuffled, transformed
-        weights = transformed(weight, False, shuffled)
-        return _run(_found(), x, weights, bias, plus, len(weight), doubled, False, shuffled)
+        ctx.form, ctx.transformed = form, transformed
+        weights = transformed(weight, form, False)
+        return _run(_found(), x, weights, bias, plus, len(weight), form)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         dx = dw = db = None
-        dplus = gradient if ctx.needs_input_grad[3] else None
+        dplus, form = gradient if ctx.needs_input_grad[3] else None, ctx.form
         if torch.is_grad_enabled():
-            plain = functools.partial(_plain, plus=None, doubled=ctx.doubled)
-            straight = F.pixel_unshuffle(gradient, 2) if ctx.shuffled else gradient
-            found = again.gradients(plain, (x, weight, bias), straight, ctx.needs_input_grad[:3])
-            return *found, dplus, None, None, None
+            plain = functools.partial(_plain, plus=None, form=form)
+            found = again.gradients(plain, (x, weight, bias), gradient, ctx.needs_input_grad[:3])
+            return *found, dplus, None, None
         missing = filled(len(weight)) - len(weight)
         gradient = F.pad(gradient, (0, 0, 0, 0, 0, missing)) if missing else gradient
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            weights = ctx.transformed(weight, True, ctx.shuffled)
-            dx = _run(_found(), gradient, weights, None, None, x.shape[1], False, ctx.shuffled)
-            dx = F.avg_pool2d(dx, 2, divisor_override=1) if ctx.doubled else dx
+            weights = ctx.transformed(weight, form, True)
+            dx = _run(_found(), gradient, weights, None, None, x.shape[1], form, True)
+            dx = F.avg_pool2d(dx, 2, divisor_override=1) if form.doubled else dx
         if ctx.needs_input_grad[1]:
             x = x.contiguous(memory_format=torch.channels_last)  # hooks of saved tensors may change it
-            dw, db = _weight_gradients(x, gradient, weight, ctx.doubled, ctx.shuffled)
+            dw, db = _weight_gradients(x, gradient, weight, form)
         elif ctx.needs_input_grad[2]:
-            straight = F.pixel_unshuffle(gradient, 2) if ctx.shuffled else gradient
+            straight = F.pixel_unshuffle(gradient, 2) if form.shuffled else gradient
             db = straight.sum((0, 2, 3))[: len(weight)]
-        return dx, dw, None if bias is None else db, dplus, None, None, None
+        return dx, dw, None if bias is None else db, dplus, None, None
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, doubled: bool) -> Tensor:
-    if doubled and x.device.type == "cpu" and not torch.compiler.is_compiling():
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None, form: Form) -> Tensor:
+    if form.kernel:  # what is read below and on the right of a map of even size
+        before, after = form.padding, form.kernel - 2 - form.padding
+        y = F.conv2d(F.pad(x, (before, after, before, after)), weight, bias, stride=2)
+    elif form.doubled and x.device.type == "cpu" and not torch.compiler.is_compiling():
         y = F.conv_transpose2d(x, _doubling(weight), bias, stride=2, padding=1)
     else:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if doubled else x
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest") if form.doubled else x
         y = F.conv2d(x, weight, bias, padding=1)
+    y = F.pixel_shuffle(y, 2) if form.shuffled else y
     return y if plus is None else plus + y
 
 
@@ -206,16 +253,16 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
-    found.winograd_weights.argtypes = [POINTER, *[LONG] * 7, INT, INT, POINTER, INT]
-    found.winograd.argtypes = [*[POINTER] * 5, *[LONG] * 5, *[INT] * 3, LONG, INT, INT]
-    found.winograd_weights_back.argtypes = [*[POINTER] * 4, *[LONG] * 10, INT, INT, POINTER, LONG, INT]
+    found.winograd_weights.argtypes = [POINTER, POINTER, *[LONG] * 5, INT, POINTER, INT]
+    found.winograd.argtypes = [*[POINTER] * 6, INT, LONG, INT, INT]
+    found.winograd_weights_back.argtypes = [*[POINTER] * 5, *[LONG] * 5, POINTER, LONG, INT]
     found.winograd_weights.restype, found.winograd.restype = None, INT
     found.winograd_weights_back.restype = INT
     with torch.no_grad():
         numbers = torch.arange(6912, dtype=torch.float32, device="cpu").sin()
         x = numbers[:480].view(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
         weight = numbers.view(48, 16, 3, 3)
-        y = _run(found, x, _transform(found, weight, False, False), None, None, 48)
+        y = _run(found, x, _transform(found, weight, Form(), False), None, None, 48, Form())
         return found if torch.allclose(y, F.conv2d(x, weight, padding=1), atol=1e-3) else None
 
 
@@ -226,22 +273,48 @@ def _found() -> ctypes.CDLL:
     return kernels
 
 
-def _transform(kernels: ctypes.CDLL, weight: Tensor, back: bool, shuffled: bool) -> Tensor:
-    """(36, C_in C_out) transformed weights; `back`: those whose convolution is the gradient of x. shuffled:
-    the result is."""
-    real, channels = weight.shape[:2]
-    out = filled(real)
+class _Maps(NamedTuple):
+    """What the kernels are told of a convolution: the size of the result, or of the small map of a stride of
+    2, the channels as they count them, and how the maps lie."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    out: int
+    doubled: bool = False
+    shuffled_in: bool = False
+    shuffled_out: bool = False
+    strided: bool = False
+    kernel: int = 3
+    padding: int = 1
+
+    @classmethod
+    def of(cls, form: Form, back: bool, size: tuple[int, int, int], channels: int, out: int) -> "_Maps":
+        """Of a form, or, with `back`, of the gradient of its x by that of its result."""
+        strided, kernel = form.kernel > 0, form.kernel or 3
+        shuffled = (strided, form.shuffled)
+        lie = shuffled[::-1] if back else shuffled
+        return cls(*size, channels, out, form.doubled and not back, *lie, strided, kernel, form.padding)
+
+    def numbers(self) -> ctypes.Array[ctypes.c_int64]:
+        """As the kernels take them."""
+        return (LONG * len(self))(*self)
+
+
+def _counted(form: Form, weight: Tensor) -> tuple[int, int]:
+    """The channels in and out, as the kernels count them."""
+    out, channels = weight.shape[:2]
+    return 4 * channels if form.kernel else channels, filled(out)
+
+
+def _transform(kernels: ctypes.CDLL, weight: Tensor, form: Form, back: bool) -> Tensor:
+    """(36, C_in C_out) transformed weights; `back`: those whose convolution is the gradient of x."""
+    channels, out = _counted(form, weight)
     weights = weight.new_empty((36, channels * out))
-    size = (out, channels, real) if back else (channels, out, real)
-    kernels.winograd_weights(
-        weight.data_ptr(),
-        *weight.stride(),
-        *size,
-        back,
-        shuffled,
-        weights.data_ptr(),
-        torch.get_num_threads(),
-    )
+    maps = _Maps.of(form, back, (0, 0, 0), *((out, channels) if back else (channels, out)))
+    made, threads = addresses(weight, weights), torch.get_num_threads()
+    kernels.winograd_weights(made[0], maps.numbers(), *weight.stride(), len(weight), back, made[1], threads)
     return weights
 
 
@@ -252,45 +325,47 @@ def _run(
     bias: Tensor | None,
     plus: Tensor | None,
     real: int,
-    doubled: bool = False,
-    shuffled_x: bool = False,
-    shuffled_y: bool = False,
+    form: Form,
+    back: bool = False,
 ) -> Tensor:
-    """(B, real, H, W), channels-last, of x (B, C_in, H, W) in that layout and transformed weights, and `plus`
-    of the result's shape, whose channels then are a multiple of _STEP. Either map may be shuffled."""
+    """The convolution of x by transformed weights, or with `back` its transposed one; channels-last, as x is.
+
+    real: channels of the result. plus: of the result's shape; its channels then are a multiple of _STEP.
+    """
+    strided, threads = form.kernel > 0, torch.get_num_threads()
+    shuffled_x, shuffled_y = (form.shuffled, strided) if back else (strided, form.shuffled)
     b, channels, height, width = _straight(x.shape) if shuffled_x else x.shape
-    height, width = height << doubled, width << doubled
-    out, threads = filled(real), torch.get_num_threads()
+    if form.doubled and not back:
+        height, width = 2 * height, 2 * width
+    out = 4 * real if strided and back else filled(real)
     y = x.new_empty((b, 2 * height, 2 * width, out // 4) if shuffled_y else (b, height, width, out))
     if bias is not None:
-        bias = F.pad(bias, (0, out - real)) if out > real else bias
-        bias = (bias.view(-1, 4).t() if shuffled_y else bias).contiguous()
+        if strided and back:
+            bias = bias.repeat(4)
+        else:
+            bias = F.pad(bias, (0, out - real)) if out > real else bias
+            bias = (bias.view(-1, 4).t() if shuffled_y else bias).contiguous()
     if plus is not None:
         plus = plus.contiguous(memory_format=torch.channels_last)
-    tiles = _tiles((b, height, width))
+    size = b, height, width
+    tiles = _tiles(size)
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
-    size = b, height, width, channels, out, doubled, shuffled_x, shuffled_y
-    check(
-        kernels.winograd(*addresses(x, weights, bias, plus, y), *size, most, sharers, threads),
-        "a convolution",
-    )
-    return y[..., :real].contiguous().permute(0, 3, 1, 2)
+    maps, made = _Maps.of(form, back, size, channels, out), addresses(x, weights, bias, plus, y)
+    check(kernels.winograd(*made, maps.numbers(), back, most, sharers, threads), "a convolution")
+    return (y[..., :real].contiguous() if out > real and not shuffled_y else y).permute(0, 3, 1, 2)
 
 
-def _weight_gradients(
-    x: Tensor, gradient: Tensor, weight: Tensor, doubled: bool, shuffled: bool
-) -> tuple[Tensor, Tensor]:
+def _weight_gradients(x: Tensor, gradient: Tensor, weight: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """The gradients of `weight` and bias, by that of the result, channels-last and filled up, or shuffled."""
-    channels, out = x.shape[1], filled(len(weight))
+    channels, out = _counted(form, weight)
     summed = (36 * channels + 1) * out
     threads = min(torch.get_num_threads(), max(1, _SUMS // summed))
     result, bias, sums = torch.empty_like(weight), x.new_empty(out), x.new_empty(threads * summed)
-    maps = _size(x.shape, doubled)
-    size = *maps, channels, out, len(weight), doubled, shuffled
-    most = _block(_tiles(maps), threads)
-    call = _found().winograd_weights_back
-    made = addresses(x, gradient, result, bias)
-    check(call(*made, *result.stride(), *size, sums.data_ptr(), most, threads), "a convolution")
+    size = _size(x.shape, form)
+    maps, most = _Maps.of(form, False, size, channels, out), _block(_tiles(size), threads)
+    call, made = _found().winograd_weights_back, addresses(x, gradient, result, bias)
+    rest = len(weight), sums.data_ptr(), most, threads
+    check(call(*made, maps.numbers(), *result.stride(), *rest), "a convolution")
     return result, bias[: len(weight)]
 
 
@@ -300,9 +375,12 @@ def _straight(shape: torch.Size) -> tuple[int, int, int, int]:
     return b, 4 * c, height // 2, width // 2
 
 
-def _size(shape: torch.Size, doubled: bool) -> tuple[int, int, int]:
-    """(B, H, W) of the result."""
-    return shape[0], shape[2] << doubled, shape[3] << doubled
+def _size(shape: torch.Size, form: Form) -> tuple[int, int, int]:
+    """(B, H, W) of the result, as the kernels count it, of x of a shape."""
+    b, _, height, width = shape
+    if form.kernel:
+        return b, height // 2, width // 2
+    return (b, 2 * height, 2 * width) if form.doubled else (b, height, width)
 
 
 def _tiles(size: tuple[int, int, int]) -> int:

@@ -57,6 +57,8 @@ def assert_near(found, expected):
         (512, 512, 3, 8, 8, 1),
         (32, 9, 5, 9, 9, 1),
         (16, 37, 5, 9, 9, 2),
+        (32, 32, 5, 14, 10, 2),  # the last two tiles have 3 pixels
+        (32, 32, 9, 6, 5, 1),  # all of them, and the last has 2
     ],
 )
 def test_equals_the_sum_in_double_precision(channels, out, n, height, width, threads, ran):
@@ -102,14 +104,15 @@ def test_plus_is_added(out, layout, direct, ran):
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("sums", ["a part a thread", "one part"])
 @pytest.mark.parametrize("x_too", [True, False])
-def test_gradients_are_torchs(direct, ran, x_too, sums, doubled, out, monkeypatch):
+@pytest.mark.parametrize("height, width", [(9, 14), (7, 12)])  # tiles of 4 pixels, and of 3
+def test_gradients_are_torchs(direct, ran, height, width, x_too, sums, doubled, out, monkeypatch):
     torch.set_num_threads(2)
     if sums == "one part":
         monkeypatch.setattr(winograd, "_SUMS", 1)
-    layer, x = layer_and_maps(32, out, 6, 9, 14)
+    layer, x = layer_and_maps(32, out, 12, height, width)
     x.requires_grad_(x_too)
     wanted = [layer.weight, layer.bias, *([x] if x_too else [])]
-    slope = torch.randn(6, out, *((18, 28) if doubled else (9, 14)))
+    slope = torch.randn(12, out, height << doubled, width << doubled)
 
     def gradients():
         return torch.autograd.grad((layer(x, doubled=doubled) * slope).sum(), wanted)
@@ -343,7 +346,7 @@ def test_frozen_weights_are_transformed_once_each_way(direct, monkeypatch):
 
     for _ in range(2):
         assert_near(gradient(), direct(gradient))
-    assert made == [(False, False), (True, False)]
+    assert made == [(winograd.Form(), False), (winograd.Form(), True)]
     layer.weight.mul_(2)
     assert_near(gradient(), direct(gradient))
 
