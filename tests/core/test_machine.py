@@ -1,7 +1,9 @@
 """The device that a person asks for, and the process that works on it."""
 
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +46,19 @@ def test_denormals_are_flushed_by_every_thread():
     if run.stdout.strip() == "unsupported":
         pytest.skip("this processor keeps denormals")
     assert (run.stdout.strip(), run.stderr) == ("0", "")
+
+
+def test_tensors_lie_in_huge_pages_where_linux_has_them():
+    """Oracle: the kernel's own count; 64 MB that were written lie in such pages but for the ends."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[never]" in setting.read_text() or platform.libc_ver()[0] != "glibc":
+        pytest.skip("no huge pages for who asks here")
+    code = (
+        "import torch; from genkit import machine; machine.tune(); x = torch.ones(1 << 24); "
+        "print(next(l.split()[1] for l in open('/proc/self/smaps_rollup') if l.startswith('AnonHuge')))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) >= 48 << 10  # kB
 
 
 def test_embedded_data_open_without_a_warning():
