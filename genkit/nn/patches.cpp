@@ -51,6 +51,14 @@ void lines(const Maps& s, Rows rows, int64_t first, int64_t n, Call call) {
 // The patches of n pixels, each with a 1 behind it, whose weight is the bias.
 void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float* to, int64_t row) {
     const int64_t line = s.line();
+#if defined(__AVX512F__)
+    if (line <= LANES)
+        lines(s, {0, s.height}, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
+            const Vec found = _mm512_maskz_loadu_ps(between(begin, end), x + at);
+            _mm512_mask_storeu_ps(to + i * row + j * line, between(0, line), found);
+        });
+    else
+#endif
     lines(s, {0, s.height}, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
         float* p = to + i * row + j * line;
         if (end - begin < line) clear(p, line);
@@ -62,6 +70,16 @@ void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float
 void add_patches(const Maps& s, Rows rows, float* x, int64_t first, int64_t n, const float* from,
                  int64_t row) {
     const int64_t line = s.line();
+#if defined(__AVX512F__)
+    if (line <= LANES)
+        lines(s, rows, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
+            const __mmask16 mask = between(begin, end);
+            const Vec sum = _mm512_maskz_loadu_ps(mask, x + at) +
+                            (Vec)_mm512_maskz_loadu_ps(mask, from + i * row + j * line);
+            _mm512_mask_storeu_ps(x + at, mask, sum);
+        });
+    else
+#endif
     lines(s, rows, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
         add(from + i * row + j * line + begin, x + at + begin, end - begin);
     });

@@ -35,6 +35,9 @@ static inline int64_t apart(int64_t n) { return ((n + 15) / 16 | 1) * 16; }
 #if defined(__AVX512F__)
 // Of n floats those that fill no vector.
 static inline __mmask16 rest(int64_t n) { return (1u << n % LANES) - 1; }
+
+// The floats [begin, end) of a vector.
+static inline __mmask16 between(int64_t begin, int64_t end) { return (1u << end) - (1u << begin); }
 #endif
 
 // n floats: 0, those of `from`, and with them added.
