@@ -17,6 +17,7 @@ from .. import noise as rng
 from ..data.source import Batch, Source
 from ..errors import InputError, RunError
 from ..nn.dropout import dropouts
+from .adamw import AdamW
 from .average import Average
 from .config import OptimConfig, RunConfig
 from .objective import Bank, Noise, Objective
@@ -94,12 +95,11 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
 def make_optimizers(objective: Objective, optim: OptimConfig) -> Optimizers:
     """One fused AdamW per phase."""
     return {
-        phase.name: torch.optim.AdamW(
+        phase.name: AdamW(
             phase.parameters,
             lr=optim.lr * phase.lr_scale,
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
-            fused=True,
         )
         for phase in objective.phases()
     }

@@ -1,0 +1,56 @@
+"""AdamW without the work that torch's repeats at every step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class AdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW`, fused, for one group of parameters: the same state and the same numbers.
+
+    torch sorts the parameters and their state into lists at every step, which for a small network takes four
+    times as long as the arithmetic. Here they are kept from the first step on.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], **settings: Any) -> None:
+        super().__init__(parameters, **settings, fused=True)
+        self._lists: tuple[list[Tensor], ...] | None = None
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """As of torch; parameters without a gradient stay as they are."""
+        (group,) = self.param_groups
+        parameters = group["params"]
+        gradients = [p.grad for p in parameters]
+        if self._lists is None or closure is not None or any(g is None for g in gradients):
+            loss = super().step(closure)
+            known = [self.state[p] for p in parameters if p in self.state]
+            if len(known) == len(parameters):
+                names = ("exp_avg", "exp_avg_sq", "step")
+                self._lists = tuple([state[name] for state in known] for name in names)
+            return loss
+        averages, squares, steps = self._lists
+        with torch.no_grad():
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                parameters,
+                gradients,
+                averages,
+                squares,
+                [],
+                steps,
+                amsgrad=False,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+        return None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of torch."""
+        super().load_state_dict(state_dict)
+        self._lists = None  # the state is another one now
