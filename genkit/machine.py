@@ -48,7 +48,8 @@ def _ask_for_huge_pages() -> None:
     """Make Linux lay the heap in pages of 2 MB where it would use 4 KB, if it has them for who asks.
 
     A step of a network goes through hundreds of megabytes: looking up that many small pages cost the training
-    of a U-Net a seventh of its time. The heap must have its size before: what is added later is not in it.
+    of a U-Net a seventh of its time. The heap must have its size before: what is added later, also after 2 GB
+    of it were given back, is not in it.
     """
     libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p

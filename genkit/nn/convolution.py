@@ -10,15 +10,16 @@ class Conv2d(winograd.Keeping, nn.Conv2d):
     """`nn.Conv2d` with zeros around: the same parameters and, to rounding, results.
 
     On a CPU, float32 maps with a stride or few channels take kernels of their own, forward and backward, and
-    leave them in channels-last layout: with a stride of 2 and many channels those of `winograd`, else those
-    of `patches`. What does not suit goes through torch's convolution, as everything does on a machine without
-    a C++ compiler.
+    leave them in channels-last layout: with a stride of 2 and many channels those of `winograd`, whose errors
+    and kept weights are as `Conv3x3` says, else those of `patches`. What does not suit goes through torch's
+    convolution, as everything does on a machine without a C++ compiler.
     """
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, padding: int = 0
     ) -> None:
         super().__init__(channels_in, channels_out, kernel, stride, padding)
+        self._kept = {}
 
     def forward(self, x: Tensor, more: tuple[int, int] = (0, 0)) -> Tensor:
         """x: (B, C, H, W) -> (B, K, h, w).

@@ -37,8 +37,8 @@ class Form(NamedTuple):
 
         more: rows of zeros below and columns on the right, on top of the padding.
         """
-        if self.padding > 2 or self.kernel - self.padding > 4:
-            return False
+        if self.kernel < 3 or self.padding > 2 or self.kernel - self.padding > 4:
+            return False  # of fewer than 3x3 taps, each needs as many products as it has
         sides = zip(shape[2:], more)
         return all(
             n % 2 == 0 and (n + 2 * self.padding + m - self.kernel) // 2 + 1 == n // 2 for n, m in sides
@@ -48,12 +48,12 @@ class Form(NamedTuple):
 class Keeping(nn.Module):
     """A layer that keeps what its weights are transformed to, while they are frozen."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._kept: dict[tuple[Form, bool], _Kept] = {}
+    _kept: dict[tuple[Form, bool], "_Kept"]
 
     def transformed(self, weight: Tensor, form: Form, back: bool) -> Tensor:
         """`_transform` of this layer's weight."""
+        if weight.requires_grad:
+            self._kept.clear()  # what learns may change in ways that no version tells
         if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
             return _transform(_found(), weight, form, back)
         kept, state = self._kept.get((form, back)), (weight.data_ptr(), weight._version)
@@ -79,6 +79,7 @@ class Conv3x3(Keeping, nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
+        self._kept = {}
 
     def forward(
         self, x: Tensor, plus: Tensor | None = None, doubled: bool = False, shuffled: bool = False
@@ -330,7 +331,8 @@ def _run(
 ) -> Tensor:
     """The convolution of x by transformed weights, or with `back` its transposed one; channels-last, as x is.
 
-    real: channels of the result. plus: of the result's shape; its channels then are a multiple of _STEP.
+    real: channels of the result. bias: without `back`. plus: of the result's shape, whose channels then are a
+    multiple of _STEP.
     """
     strided, threads = form.kernel > 0, torch.get_num_threads()
     shuffled_x, shuffled_y = (form.shuffled, strided) if back else (strided, form.shuffled)
@@ -340,11 +342,8 @@ def _run(
     out = 4 * real if strided and back else filled(real)
     y = x.new_empty((b, 2 * height, 2 * width, out // 4) if shuffled_y else (b, height, width, out))
     if bias is not None:
-        if strided and back:
-            bias = bias.repeat(4)
-        else:
-            bias = F.pad(bias, (0, out - real)) if out > real else bias
-            bias = (bias.view(-1, 4).t() if shuffled_y else bias).contiguous()
+        bias = F.pad(bias, (0, out - real)) if out > real else bias
+        bias = (bias.view(-1, 4).t() if shuffled_y else bias).contiguous()
     if plus is not None:
         plus = plus.contiguous(memory_format=torch.channels_last)
     size = b, height, width

@@ -14,12 +14,24 @@ class AdamW(torch.optim.AdamW):
     times as long as the arithmetic. Here they are kept from the first step on.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter], **settings: Any) -> None:
-        super().__init__(parameters, **settings, fused=True)
-        self._lists: tuple[list[Tensor], ...] | None = None
+    _lists: tuple[list[Tensor], ...] | None = None
+
+    def __init__(
+        self, parameters: list[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        super().__init__(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """As of torch; parameters without a gradient stay as they are."""
+        """As of torch; parameters without a gradient stay as they are.
+
+        Unlike torch's fused step, it tells their versions, by which a layer knows that its weights changed.
+        """
+        loss = self._stepped(closure)
+        for parameter in self.param_groups[0]["params"]:
+            torch.autograd.graph.increment_version(parameter)
+        return loss
+
+    def _stepped(self, closure: Callable[[], float] | None) -> float | None:
         (group,) = self.param_groups
         parameters = group["params"]
         gradients = [p.grad for p in parameters]

@@ -1,6 +1,6 @@
 """The device that a person asks for, and the process that works on it."""
 
-import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genkit.errors import InputError
-from genkit.machine import pick_device, resolve_precision
+from genkit.machine import _keep_freed_blocks, pick_device, resolve_precision
 
 
 def test_the_cpu_is_always_there():
@@ -48,17 +48,27 @@ def test_denormals_are_flushed_by_every_thread():
     assert (run.stdout.strip(), run.stderr) == ("0", "")
 
 
-def test_tensors_lie_in_huge_pages_where_linux_has_them():
-    """Oracle: the kernel's own count; 64 MB that were written lie in such pages but for the ends."""
-    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not setting.is_file() or "[never]" in setting.read_text() or platform.libc_ver()[0] != "glibc":
-        pytest.skip("no huge pages for who asks here")
+def test_tensors_lie_where_huge_pages_are_asked_for():
+    """Oracle: the flags of the mapping that the middle of 64 MB of numbers lies in; "hg" was asked for."""
+    maps = Path("/proc/self/smaps")
+    if not maps.is_file() or "VmFlags" not in maps.read_text() or not _keep_freed_blocks():
+        pytest.skip("nothing to ask here")
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("no huge pages here")
     code = (
         "import torch; from genkit import machine; machine.tune(); x = torch.ones(1 << 24); "
-        "print(next(l.split()[1] for l in open('/proc/self/smaps_rollup') if l.startswith('AnonHuge')))"
+        "print(x[1 << 23:].data_ptr()); print(open('/proc/self/smaps').read())"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(run.stdout) >= 48 << 10  # kB
+    address, *lines = run.stdout.splitlines()
+    inside = False
+    for line in lines:
+        if span := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(span[1], 16) <= int(address) < int(span[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            assert "hg" in line.split()
+            return
+    pytest.fail("the tensor lies nowhere")
 
 
 def test_embedded_data_open_without_a_warning():

@@ -104,7 +104,7 @@ def test_plus_is_added(out, layout, direct, ran):
 @pytest.mark.parametrize("doubled", [False, True])
 @pytest.mark.parametrize("sums", ["a part a thread", "one part"])
 @pytest.mark.parametrize("x_too", [True, False])
-@pytest.mark.parametrize("height, width", [(9, 14), (7, 12)])  # tiles of 4 pixels, and of 3
+@pytest.mark.parametrize("height, width", [(9, 14), (7, 12)])  # both have tiles of 4 pixels and of 3
 def test_gradients_are_torchs(direct, ran, height, width, x_too, sums, doubled, out, monkeypatch):
     torch.set_num_threads(2)
     if sums == "one part":

@@ -41,6 +41,7 @@ def test_steps_are_torchs():
     for side in (mine, theirs):
         walk(*side, 5)
     assert_same(mine, theirs)
+    assert mine[1]._lists is not None  # the short way was gone
 
 
 @pytest.mark.parametrize("when", ["at first", "later"])
@@ -75,3 +76,14 @@ def test_a_closure_gives_the_loss():
         walk(parameters, optimiser, 2)
         assert optimiser.step(lambda: 3.0) == 3.0
     assert_same(mine, theirs)
+
+
+def test_a_copy_goes_on():
+    mine, theirs = networks()
+    for parameters, optimiser in (mine, theirs):
+        walk(parameters, optimiser, 2)
+    assert_same(*[copy.deepcopy(side) for side in (mine, theirs)])
+    copies = [copy.deepcopy(side) for side in (mine, theirs)]
+    for side in copies:
+        walk(*side, 2)
+    assert_same(*copies)
