@@ -51,7 +51,7 @@ class Keeping(nn.Module):
     _kept: dict[tuple[Form, bool], "_Kept"]
 
     def transformed(self, weight: Tensor, form: Form, back: bool) -> Tensor:
-        """`_transform` of this layer's weight."""
+        """`_transform` of this layer's weight (K, C, Y, X)."""
         if weight.requires_grad:
             self._kept.clear()  # what learns may change in ways that no version tells
         if weight.requires_grad or weight.is_inference() or not isinstance(weight, nn.Parameter):
@@ -173,6 +173,9 @@ def convolve(
 
     x: (B, C, H, W), weight: (K, C, Y, X), bias: (K,) -> (B, K, h, w), which with a stride of 2 is half as
     high and wide.
+
+    Raises:
+        MemoryError: there is no memory for a block of tiles.
     """
     if learning:
         return _Convolve.apply(x, weight, bias, plus, form, transformed)

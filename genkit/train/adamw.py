@@ -1,4 +1,4 @@
-"""AdamW without the work that torch's repeats at every step."""
+"""AdamW (Loshchilov & Hutter 2019) without the work that torch's repeats at every step."""
 
 from collections.abc import Callable
 from typing import Any

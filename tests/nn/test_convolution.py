@@ -15,16 +15,7 @@ CLOSE = 3e-5  # relative to the largest value: float32 has 6e-8, the transforms 
 HALVES = [(4, 1, 0), (3, 0, 1), (3, 1, 0), (5, 2, 0), (5, 1, 1)]  # kernel, padding, more zeros
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    if winograd._kernels() is None:
-        pytest.skip("no C++ compiler here: torch's convolution is used")
-
-
-@pytest.fixture
-def direct(without_kernels):
-    """Call with a function: its result by torch's convolution alone."""
-    return lambda call: without_kernels(call, winograd, patches)
+pytestmark = pytest.mark.usefixtures("winograd_kernels")
 
 
 @pytest.fixture

@@ -18,12 +18,6 @@ def kernels():
 
 
 @pytest.fixture
-def direct(without_kernels):
-    """Call with a function: its result by torch's convolution alone."""
-    return lambda call: without_kernels(call, patches)
-
-
-@pytest.fixture
 def ran(spy):
     """The names of the kernels that ran, in order."""
     return spy(patches, "_gather", "_scatter", "_weight_gradients")

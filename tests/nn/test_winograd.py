@@ -15,16 +15,7 @@ from genkit.nn.winograd import Conv3x3
 CLOSE = 3e-5
 
 
-@pytest.fixture(autouse=True)
-def kernels():
-    if winograd._kernels() is None:
-        pytest.skip("no C++ compiler here: torch's convolution is used")
-
-
-@pytest.fixture
-def direct(without_kernels):
-    """Call with a function: its result by torch's convolution alone."""
-    return lambda call: without_kernels(call, winograd, patches)
+pytestmark = pytest.mark.usefixtures("winograd_kernels")
 
 
 @pytest.fixture
