@@ -79,6 +79,12 @@ def check(failed: int, what: str) -> None:
         raise MemoryError(f"no memory left for {what}")
 
 
+@functools.lru_cache(maxsize=1024)
+def longs(numbers: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    """The numbers, one behind the other, as kernels take them: kept, so never to be changed."""
+    return (LONG * len(numbers))(*numbers)
+
+
 def addresses(*tensors: Tensor | None) -> list[int | None]:
     """Where the numbers of the tensors lie, None for none; they must outlive the call that gets this."""
     return [None if t is None else t.data_ptr() for t in tensors]

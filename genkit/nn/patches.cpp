@@ -85,37 +85,49 @@ void add_patches(const Maps& s, Rows rows, float* x, int64_t first, int64_t n, c
     });
 }
 
-}  // namespace
+// Where the numbers of a kernel are: floats from one channel of the small map, and of the large one, to the
+// next, and from the first tap to each.
+struct Lie {
+    int64_t small, large;
+    const int64_t* taps;
+};
 
-extern "C" {
-
-// u, zeros before: the panels of the matrix that takes patches to pixels, with the bias (K or null) as its
-// last row, or with `back` of that which takes pixels to patches. w: (K, C, kernel_y, kernel_x), its strides
-// given in floats.
-void patches_pack(const float* w, int64_t stride_k, int64_t stride_c, int64_t stride_y, int64_t stride_x,
-                  const float* bias, const Maps* maps, int back, float* u, int threads) {
-    const Maps& s = *maps;
-    const int64_t rows = back ? s.out : s.patch() + 1, columns = filled(back ? s.patch() : s.out);
+// u: the panels of the matrix that takes patches to pixels, with the bias (K or null) as its last row, or with
+// `back` of that which takes pixels to patches.
+void pack(const Maps& s, const float* w, const Lie& lie, const float* bias, bool back, float* u,
+          int threads) {
+    const int64_t rows = back ? s.out : s.patch() + 1, real = back ? s.patch() : s.out;
+    const int64_t columns = filled(real);
     const auto at = [=](int64_t row, int64_t column) {
         const Panel panel(column, columns);
         return u + panel.first * rows + row * panel.wide + column - panel.first;
     };
+    if (columns > real) std::fill(u, u + rows * columns, 0.0f);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t tap = 0; tap < s.kernel_y * s.kernel_x; tap++) {
-        const float* from = w + tap / s.kernel_x * stride_y + tap % s.kernel_x * stride_x;
+        const float* from = w + lie.taps[tap];
         for (int64_t k = 0; k < s.out; k++)
             for (int64_t c = 0; c < s.channels; c++) {
                 const int64_t p = tap * s.channels + c;
-                *(back ? at(k, p) : at(p, k)) = from[k * stride_k + c * stride_c];
+                *(back ? at(k, p) : at(p, k)) = from[k * lie.small + c * lie.large];
             }
     }
-    if (bias && !back)
-        for (int64_t k = 0; k < s.out; k++) *at(rows - 1, k) = bias[k];
+    if (!back)
+        for (int64_t k = 0; k < s.out; k++) *at(rows - 1, k) = bias ? bias[k] : 0;
 }
 
-// y (N, h, w, K filled up to a multiple of 16): patches of x by packed weights. 0, or 1: no memory.
-int patches_gather(const float* x, const float* u, float* y, const Maps* maps, int64_t most, int threads) {
+}  // namespace
+
+extern "C" {
+
+// All weights w: the taps' (K, C), as their strides say; see `Lie`. u: scratch of (P + 1) floats for each of
+// K, or, for the transposed convolution, of K for each of P, filled up to a multiple of 16.
+
+// y (N, h, w, K filled up to a multiple of 16): patches of x by w, and bias (K or null). 0, or 1: no memory.
+int patches_gather(const float* x, const float* w, int64_t small, int64_t large, const int64_t* taps,
+                   const float* bias, float* u, float* y, const Maps* maps, int64_t most, int threads) {
     const Maps& s = *maps;
+    pack(s, w, {small, large, taps}, bias, false, u, threads);
     const int64_t out = filled(s.out), rows = s.patch() + 1, row = apart(rows);
     const int64_t blocks = (s.pixels() + most - 1) / most;
     int failed = 0;
@@ -138,25 +150,33 @@ int patches_gather(const float* x, const float* u, float* y, const Maps* maps, i
     return failed;
 }
 
-// x: patches of y (N, h, w, K) by weights packed `back`, added where they overlap. start: the row (W, C) that
-// all rows of x begin as. Each image in `bands` of rows, whose threads multiply once more what two of them
-// share. 0, or 1: no memory.
-int patches_scatter(const float* y, const float* u, const float* start, float* x, const Maps* maps,
-                    int64_t most, int64_t bands, int threads) {
+// x: patches of y (N, h, w, K) by w, added to the bias where they overlap. bias: (C, corners, corners) or null,
+// of which a pixel takes the number that its row and column have by turns. Each image in `bands` of rows,
+// whose threads multiply once more what two of them share. 0, or 1: no memory.
+int patches_scatter(const float* y, const float* w, int64_t small, int64_t large, const int64_t* taps,
+                    const float* bias, int64_t corners, float* u, float* x, const Maps* maps, int64_t most,
+                    int64_t bands, int threads) {
     const Maps& s = *maps;
+    pack(s, w, {small, large, taps}, nullptr, true, u, threads);
+    const int64_t line = s.width * s.channels;
     const int64_t columns = filled(s.patch()), row = apart(columns);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
-        float* patches = scratch.of(most * row, failed);
+        float* patches = scratch.of(most * row + corners * line, failed);
+        float* start = patches + most * row;  // what rows begin as
+        for (int64_t i = 0; patches && i < corners * line; i++) {
+            const int64_t down = i / line, across = i % line / s.channels % corners, c = i % s.channels;
+            start[i] = bias ? bias[(c * corners + down) * corners + across] : 0;
+        }
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < s.images * bands; item++) {
             if (!patches) continue;
             const int64_t i = item / bands, band = item % bands;
             const Rows rows{s.height * band / bands, s.height * (band + 1) / bands};
             for (int64_t j = rows.begin; j < rows.end; j++)
-                copy(start, x + i * s.image() + j * s.width * s.channels, s.width * s.channels);
+                copy(start + j % corners * line, x + i * s.image() + j * line, line);
             // the rows of the small map whose patches reach these
             const int64_t lowest =
                 std::max<int64_t>(0, rows.begin + s.top - s.kernel_y + s.stride) / s.stride;
@@ -177,12 +197,12 @@ int patches_scatter(const float* y, const float* u, const float* start, float* x
     return failed;
 }
 
-// dw (K, C, kernel_y, kernel_x), its strides given, and db (K): patches of x times pixels of y (N, h, w, K; K
-// a multiple of 16), for the first `real` channels. sums: scratch of threads * (P + 1) K floats; thread by
-// thread, so that the result is always the same. 0, or 1: no memory.
-int patches_weights(const float* x, const float* y, float* dw, float* db, int64_t stride_k, int64_t stride_c,
-                    int64_t stride_y, int64_t stride_x, const Maps* maps, int64_t real, float* sums,
-                    int64_t most, int threads) {
+// dw, which lies as w, and db (K): patches of x times pixels of y (N, h, w, K; K a multiple of 16), for the
+// first `real` channels. sums: scratch of threads * (P + 1) K floats; thread by thread, so that the result is
+// always the same. 0, or 1: no memory.
+int patches_weights(const float* x, const float* y, float* dw, float* db, int64_t small, int64_t large,
+                    const int64_t* taps, const Maps* maps, int64_t real, float* sums, int64_t most,
+                    int threads) {
     const Maps& s = *maps;
     const int64_t rows = s.patch() + 1, row = apart(rows), size = rows * s.out;
     const int64_t blocks = (s.pixels() + most - 1) / most;
@@ -205,12 +225,11 @@ int patches_weights(const float* x, const float* y, float* dw, float* db, int64_
         for (int64_t p = 0; p < rows; p++) {
             const int64_t tap = p / s.channels, c = p % s.channels;
             const bool bias = p == rows - 1;
-            float* to =
-                bias ? db : dw + tap / s.kernel_x * stride_y + tap % s.kernel_x * stride_x + c * stride_c;
+            float* to = bias ? db : dw + taps[tap] + c * large;
             for (int64_t k = 0; k < real; k++) {
                 float sum = 0;
                 for (int part = 0; part < threads; part++) sum += sums[part * size + p * s.out + k];
-                to[k * (bias ? 1 : stride_k)] = sum;
+                to[k * (bias ? 1 : small)] = sum;
             }
         }
     }

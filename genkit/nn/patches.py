@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..native import INT, LONG, POINTER, addresses, check, library, readable
+from ..native import INT, LONG, POINTER, addresses, check, library, longs, readable
+from . import again
 
 _STEP = 16  # columns of a product are filled up to a multiple of it
 _LARGEST = 1 << 18  # numbers that a thread sums for the gradient of a kernel, at most
@@ -40,15 +41,20 @@ class _Maps(NamedTuple):
         """Patches of a block at most."""
         return min(_MOST, -(-_BLOCK // self.patch()))
 
-    def block(self, pixels: int) -> int:
-        """Pixels of the small map, of so many, whose patches are in the cache together, by equal parts."""
-        most, threads = self.most(), torch.get_num_threads()
-        blocks = -(-pixels // most)
+    def block(self) -> int:
+        """Pixels of the small map whose patches are in the cache together, by equal parts."""
+        pixels, threads = self.images * self.down * self.across, torch.get_num_threads()
+        blocks = -(-pixels // self.most())
         return -(-pixels // (-(-blocks // threads) * threads))
 
-    def numbers(self) -> ctypes.Array[ctypes.c_int64]:
-        """As the kernels take them."""
-        return (LONG * len(self))(*self)
+
+class _Lie(NamedTuple):
+    """Where the kernels find the numbers of a weight: floats from one channel of the small map, and of the
+    large one, to the next, and from the first tap to each."""
+
+    small: int
+    large: int
+    taps: ctypes.Array[ctypes.c_int64]
 
 
 def convolve(
@@ -95,6 +101,21 @@ def spread(y: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     return _scatter(maps, y, weight, bias)
 
 
+def thin(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
+    """F.conv2d(x, weight, bias, padding=1) to few channels, by what every pixel of x adds to those around it;
+    with `shuffled`, F.pixel_shuffle of it by 2. What `takes` takes.
+
+    x: (B, C, H, W), weight: (K, C, 3, 3), bias: (K,) -> (B, K, H, W), or (B, K / 4, 2 H, 2 W).
+
+    Raises:
+        MemoryError: there is no memory for a block of patches.
+    """
+    x = _rows(x)
+    if learns(x, weight, bias):
+        return _Thin.apply(x, weight, bias, shuffled)
+    return _thinned(x, weight, bias, shuffled)
+
+
 def learns(*tensors: Tensor | None) -> bool:
     """Whether gradients of any of these will be asked for."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -138,7 +159,7 @@ class _Convolve(torch.autograd.Function):
             return dx, dw, db, None, None
         dx = _scatter(maps, gradient, weight, None) if needed[0] else None
         if needed[1] or needed[2]:
-            dw, db = _weight_gradients(maps, x, gradient, weight)
+            db = _weight_gradients(maps, x, gradient, dw := torch.empty_like(weight))
         return dx, dw, None if bias is None else db, None, None
 
 
@@ -163,9 +184,60 @@ class _Spread(torch.autograd.Function):
             dw = _weight_graph(maps, ctx.more, gradient, y, weight) if needed[1] else None
         else:
             dy = _gather(_found(), maps, gradient, weight, None) if needed[0] else None
-            dw = _weight_gradients(maps, gradient, y, weight)[0] if needed[1] else None
+            if needed[1]:
+                _weight_gradients(maps, gradient, y, dw := torch.empty_like(weight))
         db = gradient.sum((0, 2, 3)) if needed[2] else None
         return dy, dw, db, None, None
+
+
+class _Thin(torch.autograd.Function):
+    """The convolution to few channels with its gradients; gradients of these go through torch's own
+    operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.shuffled = shuffled
+        return _thinned(x, weight, bias, shuffled)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        shuffled, needed = ctx.shuffled, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            plain = functools.partial(_plainly_thinned, shuffled=shuffled)
+            return *again.gradients(plain, (x, weight, bias), gradient, needed[:3]), None
+        maps, dx, dw, db = _thin_maps(x, weight, shuffled), None, None, None
+        if needed[0]:
+            dx = _gather(_found(), maps, gradient, weight, None, _thin_lie(weight.stride(), shuffled))
+        if needed[1]:
+            dw = torch.empty_like(weight)
+            _weight_gradients(maps, gradient, x, dw, _thin_lie(dw.stride(), shuffled))
+        if needed[2]:
+            db = gradient.sum(0)  # whole rows first, which is fast
+            sides = (db.shape[1] // 2, 2, db.shape[2] // 2, 2)
+            db = (
+                db.unflatten(2, sides[2:]).unflatten(1, sides[:2]).sum((1, 3)) if shuffled else db.sum((1, 2))
+            )
+            db = db.flatten()
+        return dx, dw, db, None
+
+
+def _thinned(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
+    lie = _thin_lie(weight.stride(), shuffled)
+    return _scatter(_thin_maps(x, weight, shuffled), x, weight, bias, lie, 2 if shuffled else 1)
+
+
+def _plainly_thinned(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
+    y = F.conv2d(x, weight, bias, padding=1)
+    return F.pixel_shuffle(y, 2) if shuffled else y
+
+
+def _thin_maps(x: Tensor, weight: Tensor, shuffled: bool) -> _Maps:
+    """Of a convolution to few channels: its result is the large map. In a shuffled one a pixel's window has
+    6x6 pixels: a corner of each for each of the 3x3."""
+    (b, c, height, width), n = x.shape, 2 if shuffled else 1
+    return _Maps(b, n * height, n * width, len(weight) // n**2, height, width, c, 3 * n, 3 * n, n, n, n)
 
 
 def _weight_graph(maps: _Maps, more: tuple[int, int], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -191,11 +263,10 @@ def _kernels() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_suffix(".cpp"))
     if found is None:
         return None
-    found.patches_pack.argtypes = [POINTER, *[LONG] * 4, *[POINTER] * 2, INT, POINTER, INT]
-    found.patches_gather.argtypes = [*[POINTER] * 4, LONG, INT]
-    found.patches_scatter.argtypes = [*[POINTER] * 5, LONG, LONG, INT]
-    found.patches_weights.argtypes = [*[POINTER] * 4, *[LONG] * 4, POINTER, LONG, POINTER, LONG, INT]
-    found.patches_pack.restype = None
+    lie = LONG, LONG, POINTER
+    found.patches_gather.argtypes = [*[POINTER] * 2, *lie, *[POINTER] * 4, LONG, INT]
+    found.patches_scatter.argtypes = [*[POINTER] * 2, *lie, POINTER, LONG, *[POINTER] * 3, LONG, LONG, INT]
+    found.patches_weights.argtypes = [*[POINTER] * 4, *lie, POINTER, LONG, POINTER, LONG, INT]
     for function in (found.patches_gather, found.patches_scatter, found.patches_weights):
         function.restype = INT
     with torch.no_grad():
@@ -205,50 +276,74 @@ def _kernels() -> ctypes.CDLL | None:
         return found if torch.allclose(y, F.conv2d(x, weight, None, 2, 1), atol=1e-3) else None
 
 
-def _pack(kernels: ctypes.CDLL, maps: _Maps, weight: Tensor, bias: Tensor | None, back: bool) -> Tensor:
-    """The weights as the products take them; `back`: from pixels to patches."""
-    size = maps.out * filled(maps.patch()) if back else (maps.patch() + 1) * filled(maps.out)
-    packed = weight.new_zeros(size)
+@functools.lru_cache(maxsize=256)
+def _lie(strides: tuple[int, ...], shape: torch.Size) -> _Lie:
+    """Of a weight (K, C, Y, X), K channels of the small map."""
+    small, large, down, across = strides
+    return _Lie(
+        small, large, longs(tuple(i * down + j * across for i in range(shape[2]) for j in range(shape[3])))
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _thin_lie(strides: tuple[int, ...], shuffled: bool) -> _Lie:
+    """Of the weight (K, C, 3, 3) of a convolution to few channels: turned by half a circle, by corners."""
+    few, small, down, across = strides
+    n = 2 if shuffled else 1
+    taps = [
+        (2 - i // n) * down + (2 - j // n) * across + (n * (i % n) + j % n) * few
+        for i in range(3 * n)
+        for j in range(3 * n)
+    ]
+    return _Lie(small, n * n * few, longs(tuple(taps)))
+
+
+def _gather(
+    kernels: ctypes.CDLL, maps: _Maps, x: Tensor, weight: Tensor, bias: Tensor | None, lie: _Lie | None = None
+) -> Tensor:
+    """The small map (B, K, h, w) of the large one, channels-last. lie: unless it is `_lie`."""
+    x, out = _rows(x), filled(maps.out)
     bias = None if bias is None else bias.contiguous()
-    call, made = kernels.patches_pack, addresses(weight, bias, packed)
-    call(made[0], *weight.stride(), made[1], maps.numbers(), back, made[2], torch.get_num_threads())
-    return packed
+    y = x.new_empty((maps.images, maps.down, maps.across, out))
+    packed = x.new_empty((maps.patch() + 1) * out)
+    (given, at, *rest), read = (
+        addresses(x, weight, bias, packed, y),
+        lie or _lie(weight.stride(), weight.shape),
+    )
+    numbers, threads = longs(maps), torch.get_num_threads()
+    check(kernels.patches_gather(given, at, *read, *rest, numbers, maps.block(), threads), "a convolution")
+    return (y if out == maps.out else y[..., : maps.out].contiguous()).permute(0, 3, 1, 2)
 
 
-def _gather(kernels: ctypes.CDLL, maps: _Maps, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The small map (B, K, h, w) of the large one, channels-last."""
-    x, packed = _rows(x), _pack(kernels, maps, weight, bias, False)
-    y = x.new_empty((maps.images, maps.down, maps.across, filled(maps.out)))
-    most = maps.block(maps.images * maps.down * maps.across)
-    made = addresses(x, packed, y)
-    check(kernels.patches_gather(*made, maps.numbers(), most, torch.get_num_threads()), "a convolution")
-    return y[..., : maps.out].contiguous().permute(0, 3, 1, 2)
+def _scatter(
+    maps: _Maps, y: Tensor, weight: Tensor, bias: Tensor | None, lie: _Lie | None = None, corners: int = 1
+) -> Tensor:
+    """The large map (B, C, H, W) of the small one, channels-last.
 
-
-def _scatter(maps: _Maps, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The large map (B, C, H, W) of the small one, channels-last."""
-    y, packed = _rows(y), _pack(_found(), maps, weight, None, True)
+    bias: (C corners^2,), of which a pixel takes the number that its row and column have by turns.
+    """
+    y, threads = _rows(y), torch.get_num_threads()
+    bias = None if bias is None else bias.contiguous()
     x = y.new_empty((maps.images, maps.height, maps.width, maps.channels))
-    start = y.new_zeros(maps.width * maps.channels) if bias is None else bias.repeat(maps.width)
-    threads, made = torch.get_num_threads(), addresses(y, packed, start, x)
+    packed = y.new_empty(maps.out * filled(maps.patch()))
+    given, at, added, *made = addresses(y, weight, bias, packed, x)
     bands = min(maps.height, -(-threads // maps.images))  # one, where there is an image for every thread
-    check(_found().patches_scatter(*made, maps.numbers(), maps.most(), bands, threads), "a convolution")
+    read, rest = lie or _lie(weight.stride(), weight.shape), (longs(maps), maps.most(), bands, threads)
+    check(_found().patches_scatter(given, at, *read, added, corners, *made, *rest), "a convolution")
     return x.permute(0, 3, 1, 2)
 
 
-def _weight_gradients(maps: _Maps, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the weight and of a bias (K,), by the large map and the small one."""
+def _weight_gradients(maps: _Maps, x: Tensor, y: Tensor, dw: Tensor, lie: _Lie | None = None) -> Tensor:
+    """The gradient of a bias (K,), by the large map and the small one; that of the weight becomes `dw`."""
     x, y, out = _rows(x), _rows(y), filled(maps.out)
     if out > maps.out:
         y = F.pad(y.permute(0, 2, 3, 1), (0, out - maps.out)).permute(0, 3, 1, 2)
-    dw, db, threads = torch.empty_like(weight), x.new_empty(maps.out), torch.get_num_threads()
+    db, threads = x.new_empty(maps.out), torch.get_num_threads()
     sums = x.new_empty(threads * (maps.patch() + 1) * out)
-    most = maps.block(maps.images * maps.down * maps.across)
-    numbers = maps._replace(out=out).numbers()
-    call = _found().patches_weights
-    made = addresses(x, y, dw, db)
-    check(call(*made, *dw.stride(), numbers, maps.out, sums.data_ptr(), most, threads), "a convolution")
-    return dw, db
+    made, read = addresses(x, y, dw, db), lie or _lie(dw.stride(), dw.shape)
+    rest = longs(maps._replace(out=out)), maps.out, sums.data_ptr(), maps.block(), threads
+    check(_found().patches_weights(*made, *read, *rest), "a convolution")
+    return db
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..native import INT, LONG, POINTER, addresses, check, library, readable
+from ..native import INT, LONG, POINTER, addresses, check, library, longs, readable
 from . import again, patches
 from .patches import filled, learns
 
@@ -125,16 +125,7 @@ def _by_patches(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) 
     if few > _FEW:
         y = patches.convolve(x, weight, bias, 1, 1)
         return F.pixel_shuffle(y, 2) if shuffled else y
-    x = x.contiguous(memory_format=torch.channels_last)  # `turned` is not
-    turned = weight.flip(2, 3).transpose(0, 1)  # what a pixel of x adds to those around
-    if not shuffled:
-        return patches.spread(x, turned, bias, 1, 1)
-    # its window in the shuffled map has 6x6 pixels: a corner of each for each of the 3x3
-    corners = turned.unflatten(1, (few, 2, 2)).permute(0, 1, 4, 2, 5, 3)
-    y = patches.spread(x, corners.reshape(-1, few, 6, 6), None, 2, 2)
-    if bias is None:
-        return y
-    return y + F.pixel_shuffle(bias[:, None, None], 2).repeat(1, *x.shape[2:])
+    return patches.thin(x, weight, bias, shuffled)
 
 
 class _Kept(NamedTuple):
@@ -301,10 +292,6 @@ class _Maps(NamedTuple):
         lie = shuffled[::-1] if back else shuffled
         return cls(*size, channels, out, form.doubled and not back, *lie, strided, kernel, form.padding)
 
-    def numbers(self) -> ctypes.Array[ctypes.c_int64]:
-        """As the kernels take them."""
-        return (LONG * len(self))(*self)
-
 
 def _counted(form: Form, weight: Tensor) -> tuple[int, int]:
     """The channels in and out, as the kernels count them."""
@@ -318,7 +305,7 @@ def _transform(kernels: ctypes.CDLL, weight: Tensor, form: Form, back: bool) -> 
     weights = weight.new_empty((36, channels * out))
     maps = _Maps.of(form, back, (0, 0, 0), *((out, channels) if back else (channels, out)))
     made, threads = addresses(weight, weights), torch.get_num_threads()
-    kernels.winograd_weights(made[0], maps.numbers(), *weight.stride(), len(weight), back, made[1], threads)
+    kernels.winograd_weights(made[0], longs(maps), *weight.stride(), len(weight), back, made[1], threads)
     return weights
 
 
@@ -353,7 +340,7 @@ def _run(
     tiles = _tiles(size)
     most, sharers = (tiles, threads) if tiles <= _BLOCK else (_block(tiles, threads), 1)
     maps, made = _Maps.of(form, back, size, channels, out), addresses(x, weights, bias, plus, y)
-    check(kernels.winograd(*made, maps.numbers(), back, most, sharers, threads), "a convolution")
+    check(kernels.winograd(*made, longs(maps), back, most, sharers, threads), "a convolution")
     return (y[..., :real].contiguous() if out > real and not shuffled_y else y).permute(0, 3, 1, 2)
 
 
@@ -367,7 +354,7 @@ def _weight_gradients(x: Tensor, gradient: Tensor, weight: Tensor, form: Form) -
     maps, most = _Maps.of(form, False, size, channels, out), _block(_tiles(size), threads)
     call, made = _found().winograd_weights_back, addresses(x, gradient, result, bias)
     rest = len(weight), sums.data_ptr(), most, threads
-    check(call(*made, maps.numbers(), *result.stride(), *rest), "a convolution")
+    check(call(*made, longs(maps), *result.stride(), *rest), "a convolution")
     return result, bias[: len(weight)]
 
 

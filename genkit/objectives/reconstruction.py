@@ -11,20 +11,13 @@ from .. import noise as rng
 from ..codecs.autoencoder import Autoencoder
 from ..codecs.bottlenecks import Code
 from ..data.source import Batch
+from ..nn import bernoulli
 from ..train.objective import Loss, Noise
 from .corruption import Corruption
 from .judged import Judgeable, Parts
 
 RECON = ("bce", "mse", "gaussian")
 BINARISE = ("none", "threshold", "sampled")
-
-
-def bernoulli_nats(logits: Tensor, x: Tensor) -> Tensor:
-    """-log p(x) summed over the batch, in nats: each pixel, as a brightness in [0, 1], is the mean of a coin.
-
-    logits: (B, ...) of the brightness; x: the same shape, in [-1, 1].
-    """
-    return F.binary_cross_entropy_with_logits(logits, 0.5 * x + 0.5, reduction="sum")
 
 
 def gaussian_nats(mean: Tensor, x: Tensor, log_sigma: Tensor) -> Tensor:
@@ -43,7 +36,7 @@ def summed_nats(recon: str, raw: Tensor, x: Tensor) -> Tensor:
     recon "bce": Bernoulli on brightness; "mse": half the squared error of pixels in [-1, 1], as a normal of
     sigma 1 has it, without the constant.
     """
-    return bernoulli_nats(raw, x) if recon == "bce" else 0.5 * F.mse_loss(raw, x, reduction="sum")
+    return bernoulli.nats(raw, x) if recon == "bce" else 0.5 * F.mse_loss(raw, x, reduction="sum")
 
 
 def image_nats(recon: str, raw: Tensor, x: Tensor, log_sigma: Tensor | None) -> Tensor:

@@ -204,7 +204,7 @@ class _Trainer:
             )
             with wait or nullcontext(), machine.autocast(self.device, self.precision):
                 loss = self.call(name, batch, noise)
-            (loss.total / len(parts)).backward()
+            (loss.total / len(parts) if len(parts) > 1 else loss.total).backward()
             self.watch.add(loss.logs)
         if self.optim.grad_clip > 0:
             norm = nn.utils.clip_grad_norm_(parameters, self.optim.grad_clip, foreach=True)

@@ -22,7 +22,7 @@ ALLOWED = {
     "data": {"config", "noise", "io"},
     "io": {"config", "dist"},
     "train": {"config", "dist", "noise", "io", "data", "machine", "nn"},
-    "objectives": {"diffusion", "codecs", "train", "noise", "data", "dist"},
+    "objectives": {"diffusion", "codecs", "nn", "train", "noise", "data", "dist"},
     "plots": set(),
     "evaluate": {"cache", "data", "io", "models", "dist", "noise", "config", "diffusion"},
 }

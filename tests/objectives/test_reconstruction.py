@@ -9,7 +9,8 @@ from torch.distributions import Bernoulli, Normal
 from genkit.data.source import Batch, Info
 from genkit.errors import InputError
 from genkit.models import vae
-from genkit.objectives.reconstruction import bernoulli_nats, binarised, gaussian_nats, image_nats, psnr
+from genkit.nn import bernoulli
+from genkit.objectives.reconstruction import binarised, gaussian_nats, image_nats, psnr
 from genkit.train.objective import Noise
 
 INFO = Info("test", "images", (1, 8, 8), 4)
@@ -27,7 +28,7 @@ def test_bernoulli_by_hand():
     """Oracle: logit 0 costs ln 2 whatever the pixel; a white pixel (1) at probability 3/4 costs ln 4/3."""
     x = torch.tensor([[-1.0, 0.3], [1.0, 1.0]])
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]])
-    assert bernoulli_nats(logits, x).item() == pytest.approx(3 * math.log(2) + math.log(4 / 3), rel=1e-6)
+    assert bernoulli.nats(logits, x).item() == pytest.approx(3 * math.log(2) + math.log(4 / 3), rel=1e-6)
 
 
 def test_bernoulli_is_the_log_likelihood():
@@ -35,7 +36,7 @@ def test_bernoulli_is_the_log_likelihood():
     g = torch.Generator().manual_seed(0)
     logits, bit = torch.randn(3, 5, generator=g) * 3, torch.randint(0, 2, (3, 5), generator=g).float()
     exact = -Bernoulli(logits=logits).log_prob(bit).sum()
-    torch.testing.assert_close(bernoulli_nats(logits, 2 * bit - 1), exact)
+    torch.testing.assert_close(bernoulli.nats(logits, 2 * bit - 1), exact)
 
 
 def test_gaussian_is_the_log_likelihood():
@@ -103,7 +104,7 @@ def test_image_nats_are_the_same_nats():
     g = torch.Generator().manual_seed(0)
     raw, x = torch.randn(3, 1, 4, 4, generator=g), torch.rand(3, 1, 4, 4, generator=g) * 2 - 1
     sigma = torch.tensor(-0.7)
-    torch.testing.assert_close(image_nats("bce", raw, x, None).sum(), bernoulli_nats(raw, x))
+    torch.testing.assert_close(image_nats("bce", raw, x, None).sum(), bernoulli.nats(raw, x))
     torch.testing.assert_close(image_nats("gaussian", raw, x, sigma).sum(), gaussian_nats(raw, x, sigma))
     exact = -Normal(raw, 1.0).log_prob(x).sum(dim=(1, 2, 3))
     torch.testing.assert_close(image_nats("mse", raw, x, None), exact)
