@@ -225,11 +225,10 @@ def _moments(rows: Tensor, added: Tensor | None, groups: int) -> tuple[Tensor, T
 def _forward(inputs: _Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The result, in the layout and dtype of x, and what the backward pass needs besides: in one piece where
     the kernels found it, else `_Found`."""
-    rows, wide = _rows(inputs.x), _wide(inputs.x)
     if norm_cpp.suits(inputs):
-        more = None if inputs.more is None else _rows(inputs.more)
-        result, piece = norm_cpp.forward(rows, more, inputs, groups, eps, activate)
-        return _map(result, inputs.x), (piece,)
+        result, piece = norm_cpp.forward(inputs, groups, eps, activate)
+        return result, (piece,)
+    rows, wide = _rows(inputs.x), _wide(inputs.x)
     weight, bias, added, scale, shift = (None if t is None else t.to(wide) for t in inputs[2:])
     assert weight is not None
     assert bias is not None
@@ -267,14 +266,8 @@ def _backward(
 ) -> list[Tensor | None]:
     """The gradients of all inputs. found: as `_forward` gives it."""
     if len(found) == 1:
-        grads = _rows(gradient.contiguous(memory_format=torch.channels_last))
-        others = [None if t is None else _rows(t.contiguous(memory_format=torch.channels_last)) for t in plus]
-        if norm_cpp.suits(inputs, grads, *others):
-            rows, more = (None if t is None else _rows(t) for t in inputs[:2])
-            assert rows is not None
-            made = norm_cpp.backward(rows, more, grads, inputs, found[0], groups, activate, others)
-            maps = (None if t is None else _map(t, inputs.x) for t in made[:2])
-            return [*maps, *made[2:]]
+        if norm_cpp.suits(inputs, gradient, *plus):
+            return norm_cpp.backward(gradient, inputs, found[0], groups, activate, plus)
         channel, gain, offset, mean, rstd = norm_cpp.parts(found[0], len(inputs.weight), groups)
         found = channel, mean[..., None], rstd[..., None], gain[:, None], offset[:, None]
     piece = _Found(*found)

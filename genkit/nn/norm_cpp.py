@@ -57,20 +57,19 @@ def suits(inputs: Inputs, *others: Tensor | None) -> bool:
     )
 
 
-def forward(
-    rows: Tensor, more: Tensor | None, inputs: Inputs, groups: int, eps: float, activate: bool
-) -> tuple[Tensor, Tensor]:
-    """The result (B, P, C), and what was found on the way, for `backward` and `parts`.
-
-    rows, more: (B, P, C), or two parts of these channels: the pixels of x and of `inputs.more`.
-    """
-    kernels = _kernels()
+def forward(inputs: Inputs, groups: int, eps: float, activate: bool) -> tuple[Tensor, Tensor]:
+    """The result, a channels-last map, and what was found on the way, for `backward` and `parts`."""
+    kernels, (x, more, *vectors) = _kernels(), inputs
     assert kernels is not None
-    b, pixels, split = rows.shape
+    b, split, height, width = x.shape
     channels = len(inputs.weight)
-    result, found = rows.new_empty((b, pixels, channels)), rows.new_empty(b * (3 * channels + 2 * groups))
-    given = _whole(rows, more, *inputs[2:])
-    size = b, pixels, channels, split, groups, activate
+    if more is None:
+        result = torch.empty_like(x)
+    else:
+        result = x.new_empty((b, height, width, channels)).permute(0, 3, 1, 2)
+    found = x.new_empty(b * (3 * channels + 2 * groups))
+    given = x, more, *_whole(*vectors)
+    size = b, height * width, channels, split, groups, activate
     kernels.normalise(*addresses(*given), eps, *size, *addresses(result, found), torch.get_num_threads())
     return result, found
 
@@ -84,8 +83,6 @@ def parts(found: Tensor, channels: int, groups: int) -> tuple[Tensor, ...]:
 
 
 def backward(
-    rows: Tensor,
-    more: Tensor | None,
     gradient: Tensor,
     inputs: Inputs,
     found: Tensor,
@@ -93,35 +90,39 @@ def backward(
     activate: bool,
     plus: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The gradients of rows, of `more`, and of the other inputs.
+    """The gradients of the inputs.
 
-    found: what `forward` gives after its result. plus: is added to the first two.
+    gradient: of the result. found: what `forward` gives after its result. plus: is added to the first two.
     """
-    kernels = _kernels()
+    kernels, (x, more, weight, bias, added, scale, _) = _kernels(), inputs
     assert kernels is not None
-    b, pixels, split = rows.shape
-    channels = len(inputs.weight)
-    dx, dmore = rows.new_empty(rows.shape), None if more is None else more.new_empty(more.shape)
-    small = rows.new_empty((2, channels))
-    scale = inputs.scale
-    wide = rows.new_empty((5 if scale is None else 6, b, channels))
-    dadded, dshift, scratch = wide[0], wide[1], wide[2:5]
-    dscale = None if scale is None else wide[5]
-    given = _whole(rows, more, gradient, inputs.weight, inputs.bias, inputs.added, scale)
-    size = b, pixels, channels, split, groups, activate
-    made = found, dx, dmore, small[0], small[1], dadded, dscale, dshift, scratch, *_whole(*plus)
-    kernels.normalise_back(*addresses(*given), *size, *addresses(*made), torch.get_num_threads())
-    return [
-        dx,
-        dmore,
-        small[0],
-        small[1],
-        None if inputs.added is None else dadded,
-        dscale,
-        None if scale is None else dshift,
-    ]
+    b, split, height, width = x.shape
+    channels = len(weight)
+    x, gradient = (t.contiguous(memory_format=torch.channels_last) for t in (x, gradient))
+    more, *others = _last(more, *plus)
+    maps = torch.empty_like(x), None if more is None else torch.empty_like(more)
+    small = x.new_empty(channels), x.new_empty(channels)
+    scratch = x.new_empty(5 * b * channels)
+    spare = [scratch.data_ptr() + 4 * i * b * channels for i in (3, 4)]
+    vectors = [None if t is None else x.new_empty((b, channels)) for t in (added, scale, scale)]
+    dadded, dscale, dshift = addresses(*vectors)
+    given = x, more, gradient, *_whole(weight, bias, added, scale)
+    kernels.normalise_back(
+        *addresses(*given),
+        *(b, height * width, channels, split, groups, activate),
+        *addresses(found, *maps, *small),
+        *(dadded or spare[0], dscale, dshift or spare[1]),
+        *addresses(scratch, *others),
+        torch.get_num_threads(),
+    )
+    return [*maps, *small, *vectors]
 
 
 def _whole(*tensors: Tensor | None) -> list[Tensor | None]:
     """The same tensors without gaps."""
     return [None if t is None else t.contiguous() for t in tensors]
+
+
+def _last(*maps: Tensor | None) -> list[Tensor | None]:
+    """The same maps channels-last."""
+    return [None if t is None else t.contiguous(memory_format=torch.channels_last) for t in maps]
