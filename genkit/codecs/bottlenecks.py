@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dist
+from ..nn import gaussian
 
 COLLAPSED = 0.01  # nats: a unit whose mean KL is below carries nothing
 DEAD = 0.01  # a sparse unit that is active for less than this share of rho is never on
@@ -44,26 +45,16 @@ class GaussianBottleneck(nn.Module):
 
         noise: (B, C, H, W) standard normal samples the posterior; without it z is its mean.
         """
-        mean, log_var = self.posterior(h)
-        std = torch.exp(0.5 * log_var)
-        kl = gaussian_kl(mean, std, log_var)
-        z = mean if noise is None else torch.addcmul(mean, std, noise)
+        z, kl, penalty = gaussian.coded(h.float(), noise)
         with torch.no_grad():
             unit = kl.mean(dim=0)
             collapsed = (unit < COLLAPSED).sum()
             logs = {"kl_unit": unit.mean(), "collapsed": collapsed, "idle": collapsed / unit.numel()}
-        return Code(z, kl.sum(dim=(1, 2, 3)), logs=logs, units=kl)
+        return Code(z, penalty, logs=logs, units=kl)
 
     def posterior(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log variance), each (B, C, H, W) float32, of h: (B, 2 C, H, W)."""
-        mean, log_var = h.float().chunk(2, dim=1)
-        # exp() of a stray log variance must not overflow; nothing of use lies outside (Rombach et al. 2022).
-        return mean, log_var.clamp(-30.0, 20.0)
-
-
-def gaussian_kl(mean: Tensor, std: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mean, std^2) || N(0, 1)) of each unit, in nats; log_var = 2 log std (Kingma & Welling 2014)."""
-    return 0.5 * (mean.square() + std.square() - log_var - 1.0)
+        return gaussian.posterior(h.float())
 
 
 class IdentityBottleneck(nn.Module):
