@@ -39,9 +39,10 @@ extern "C" {
 // How many sums `bernoulli` makes of n numbers.
 int64_t bernoulli_sums(int64_t n) { return (n + CHUNK - 1) / CHUNK; }
 
-// sums: the nats of n pixels x in [-1, 1] by their logits, chunk by chunk. slope (n), perhaps null: the
-// gradient by the logits.
-void bernoulli(const float* logits, const float* x, int64_t n, float* slope, double* sums, int threads) {
+// sums: the nats of n pixels x in [-1, 1] by their logits, chunk by chunk. slope (n), perhaps null: `by` times
+// the gradient by the logits.
+void bernoulli(const float* logits, const float* x, int64_t n, float by, float* slope, double* sums,
+               int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t chunk = 0; chunk < bernoulli_sums(n); chunk++) {
         const int64_t end = std::min(n, (chunk + 1) * CHUNK);
@@ -49,7 +50,7 @@ void bernoulli(const float* logits, const float* x, int64_t n, float* slope, dou
         int64_t i = chunk * CHUNK;
         for (; i + LANES <= end; i += LANES) {
             sum += nats(load(logits + i), load(x + i), gradient);
-            if (slope) store(slope + i, gradient);
+            if (slope) store(slope + i, by * gradient);
         }
         double total = 0;
         for (int lane = 0; lane < LANES; lane++) total += sum[lane];
@@ -58,7 +59,7 @@ void bernoulli(const float* logits, const float* x, int64_t n, float* slope, dou
             std::copy(logits + i, logits + end, last[0]);
             std::copy(x + i, x + end, last[1]);
             sum = nats(load(last[0]), load(last[1]), gradient);
-            store(found, gradient);
+            store(found, by * gradient);
             for (int lane = 0; lane < end - i; lane++) total += sum[lane];
             if (slope) std::copy(found, found + (end - i), slope + i);
         }

@@ -12,7 +12,7 @@ from ..codecs.priors import PriorBottleneck, place_in
 from ..data.source import Batch
 from ..train.objective import Loss, Noise, Objective, Phase
 from .adversarial import accuracy, critic_loss, generator_loss
-from .reconstruction import psnr, summed_nats
+from .reconstruction import mean_nats, psnr
 
 PIXELS = ("mse", "bce")
 
@@ -84,8 +84,8 @@ class Matching(Objective):
         return Loss(recon + self.weight * misled + critic, {k: v.detach() for k, v in logs.items()})
 
     def nats(self, raw: Tensor, x: Tensor) -> Tensor:
-        """0-dim -log p(x | z) in nats, the mean over images; see `summed_nats`."""
-        return summed_nats(self.recon, raw, x) / len(x)
+        """0-dim -log p(x | z) in nats, the mean over images; see `mean_nats`."""
+        return mean_nats(self.recon, raw, x)
 
     def opinion(self, z: Tensor) -> Tensor:
         """The critic's scores of z, with gradients for z but none for the critic."""

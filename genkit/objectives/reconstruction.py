@@ -21,22 +21,24 @@ BINARISE = ("none", "threshold", "sampled")
 
 
 def gaussian_nats(mean: Tensor, x: Tensor, log_sigma: Tensor) -> Tensor:
-    """-log N(x; mean, sigma^2) summed over the batch, in nats: the density of pixels in [-1, 1].
+    """-log N(x; mean, sigma^2) in nats, 0-dim, the mean over the batch: the density of pixels in [-1, 1].
 
     log_sigma: 0-dim.
     """
-    square = F.mse_loss(mean, x, reduction="sum")
+    square = F.mse_loss(mean, x, reduction="sum") / len(x)
     constant = log_sigma + 0.5 * math.log(2.0 * math.pi)
-    return 0.5 * square * torch.exp(-2.0 * log_sigma) + x.numel() * constant
+    return 0.5 * square * torch.exp(-2.0 * log_sigma) + x[0].numel() * constant
 
 
-def summed_nats(recon: str, raw: Tensor, x: Tensor) -> Tensor:
-    """0-dim -log p(x | z) summed over the batch, in nats, for a model's raw output, both (B, C, H, W).
+def mean_nats(recon: str, raw: Tensor, x: Tensor) -> Tensor:
+    """0-dim -log p(x | z) in nats, the mean over the batch, for a model's raw output, both (B, C, H, W).
 
     recon "bce": Bernoulli on brightness; "mse": half the squared error of pixels in [-1, 1], as a normal of
     sigma 1 has it, without the constant.
     """
-    return bernoulli.nats(raw, x) if recon == "bce" else 0.5 * F.mse_loss(raw, x, reduction="sum")
+    if recon == "bce":
+        return bernoulli.nats(raw, x, len(x))
+    return (0.5 / len(x)) * F.mse_loss(raw, x, reduction="sum")
 
 
 def image_nats(recon: str, raw: Tensor, x: Tensor, log_sigma: Tensor | None) -> Tensor:
@@ -121,7 +123,7 @@ class Reconstruction(Judgeable):
         seen = self.corrupt(x, noise) if self.corrupt else x
         drawn = noise.normal(rng.POSTERIOR, model.latent_shape) if self.random else None
         code, raw = model(seen, noise=drawn)
-        recon = self.nats(raw, x) / len(x)
+        recon = self.nats(raw, x)
         penalty = code.penalty.mean()
         paid = self.paid(code) if self.free_bits > 0 else penalty
         weight = self.weight()
@@ -131,7 +133,7 @@ class Reconstruction(Judgeable):
         logs |= code.logs
         if isinstance(weight, Tensor):
             logs["beta"] = weight
-        return Parts(x, raw, self.recon_weight * recon, weight * paid, logs, x[0].numel())
+        return Parts(x, raw, _times(self.recon_weight, recon), _times(weight, paid), logs, x[0].numel())
 
     @property
     def random(self) -> bool:
@@ -175,7 +177,12 @@ class Reconstruction(Judgeable):
         return (dist.average(unit) if self.training else unit).clamp(min=self.free_bits).sum()
 
     def nats(self, raw: Tensor, x: Tensor) -> Tensor:
-        """-log p(x | z) summed over the batch, for the model's raw output."""
+        """0-dim -log p(x | z), the mean over the batch, for the model's raw output."""
         if self.recon == "gaussian":
             return gaussian_nats(raw, x, self.model.log_sigma)
-        return summed_nats(self.recon, raw, x)
+        return mean_nats(self.recon, raw, x)
+
+
+def _times(weight: float | Tensor, value: Tensor) -> Tensor:
+    """Their product, without a step of the graph where it changes nothing."""
+    return value if isinstance(weight, float) and weight == 1.0 else weight * value

@@ -15,6 +15,9 @@ class AdamW(torch.optim.AdamW):
     """
 
     _lists: tuple[list[Tensor], ...] | None = None
+    _counts: Tensor | None = (
+        None  # of which the steps of the parameters are elements: counted in one operation
+    )
 
     def __init__(
         self, parameters: list[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
@@ -26,43 +29,53 @@ class AdamW(torch.optim.AdamW):
 
         Unlike torch's fused step, it tells their versions, by which a layer knows that its weights changed.
         """
-        loss = self._stepped(closure)
-        for parameter in self.param_groups[0]["params"]:
-            torch.autograd.graph.increment_version(parameter)
+        if closure is None:
+            self.update()
+            return None
+        loss = super().step(closure)
+        torch.autograd.graph.increment_version(self.param_groups[0]["params"])
         return loss
 
-    def _stepped(self, closure: Callable[[], float] | None) -> float | None:
+    def update(self) -> None:
+        """A step past torch's hooks and its marks for profilers, which a small network would notice."""
         (group,) = self.param_groups
         parameters = group["params"]
         gradients = [p.grad for p in parameters]
-        if self._lists is None or closure is not None or any(g is None for g in gradients):
-            loss = super().step(closure)
-            known = [self.state[p] for p in parameters if p in self.state]
-            if len(known) == len(parameters):
-                names = ("exp_avg", "exp_avg_sq", "step")
-                self._lists = tuple([state[name] for state in known] for name in names)
-            return loss
-        averages, squares, steps = self._lists
-        with torch.no_grad():
-            torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
-                parameters,
-                gradients,
-                averages,
-                squares,
-                [],
-                steps,
-                amsgrad=False,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-        return None
+        if self._lists is None or self._counts is None or any(g is None for g in gradients):
+            super().step()
+            self._list(parameters)
+        else:
+            averages, squares, steps = self._lists
+            with torch.no_grad():
+                self._counts += 1
+                torch._fused_adamw_(
+                    parameters,
+                    gradients,
+                    averages,
+                    squares,
+                    [],
+                    steps,
+                    amsgrad=False,
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
+        torch.autograd.graph.increment_version(parameters)
+
+    def _list(self, parameters: list[Tensor]) -> None:
+        """Keep the state in lists, once every parameter has one."""
+        known = [self.state[p] for p in parameters if p in self.state]
+        if self._lists is None and len(known) == len(parameters):
+            self._counts = torch.stack([state["step"] for state in known])
+            for state, count in zip(known, self._counts.unbind()):
+                state["step"] = count
+            names = ("exp_avg", "exp_avg_sq", "step")
+            self._lists = tuple([state[name] for state in known] for name in names)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of torch."""
         super().load_state_dict(state_dict)
-        self._lists = None  # the state is another one now
+        self._lists = self._counts = None  # the state is another one now

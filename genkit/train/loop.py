@@ -25,6 +25,7 @@ from .order import Order, positions
 from .state import MODEL, Optimizers, cut_log, load_state, save_state
 
 COOLDOWN = 0.2  # last share of the steps after warm-up, over which "wsd" falls
+_TOGETHER = 64  # logged values that are added up at a time
 AHEAD = 32  # micro-batches whose noise is drawn together where it is small
 
 
@@ -135,23 +136,30 @@ def batches(
 class _Watch:
     """Averages of the logged tensors between two reports, read from the device only then."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
         self.counts: dict[str, int] = {}
 
     def add(self, logs: dict[str, Tensor]) -> None:
         for name, value in logs.items():
-            old = self.sums.get(name)
-            self.sums[name] = value.detach().float() if old is None else old + value.detach()
+            values = self.values.setdefault(name, [])
+            values.append(value.detach())
+            if len(values) == _TOGETHER:
+                values[:] = [_sum(values)]
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        if not self.sums:
+        if not self.values:
             return {}
-        values = torch.stack(list(self.sums.values())).tolist()
-        means = {k: v / self.counts[k] for k, v in zip(self.sums, values)}
-        self.sums, self.counts = {}, {}
+        sums = torch.stack([_sum(values) for values in self.values.values()]).tolist()
+        means = {k: v / self.counts[k] for k, v in zip(self.values, sums)}
+        self.values, self.counts = {}, {}
         return means
+
+
+def _sum(values: list[Tensor]) -> Tensor:
+    """0-dim float32, of 0-dim ones."""
+    return torch.stack([v.float() for v in values]).sum()
 
 
 class _Trainer:
@@ -180,7 +188,7 @@ class _Trainer:
         self.module = module
         self.compiled = compiled
         self.call: Callable[..., Any] = torch.compile(module) if compiled else module
-        self.watch = _Watch(device)
+        self.watch = _Watch()
 
     def step(self, step: int, steps: int, stream: Iterator[tuple[Batch, Noise]]) -> None:
         parts = [next(stream) for _ in range(self.optim.accumulate)]
@@ -211,7 +219,7 @@ class _Trainer:
             self.watch.add({"grad_norm" if len(self.phases) == 1 else f"{name}_grad_norm": norm})
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        optimizer.update()
         # other phases' gradients through this loss must not linger either
         for parameter in self.everything:
             parameter.grad = None

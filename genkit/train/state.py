@@ -14,9 +14,10 @@ from .. import io
 from ..config import differences
 from ..errors import InputError, RunError
 from ..io.tensors import json_field
+from .adamw import AdamW
 from .average import Average
 
-Optimizers = dict[str, torch.optim.Optimizer]
+Optimizers = dict[str, AdamW]
 STATE, MODEL, LOG = "state.safetensors", "model.safetensors", "log.jsonl"
 
 

@@ -49,6 +49,18 @@ def test_value_and_gradient(n, scale, ran):
     assert ran == ["_summed"] * 2
 
 
+def test_the_mean_over_images(ran):
+    logits, x = pixels(6, 5, 7)
+    total, slope = exact(logits, x)
+    logits.requires_grad_()
+    found = nats(logits, x, 6)
+    assert found.item() == pytest.approx(total.item() / 6, rel=3e-7)
+    for times in (1, 3):  # the first as it was found on the way
+        gradient = torch.autograd.grad(times * found, logits, retain_graph=True)[0]
+        torch.testing.assert_close(gradient.double(), times * slope / 6, rtol=1e-6, atol=1e-6)
+    assert ran == ["_summed"]
+
+
 @pytest.mark.parametrize("logit", [0.0, -0.0, 1e-30, 50.0, -50.0, 100.0, -100.0, 1e4, -1e4])
 @pytest.mark.parametrize("x", [-1.0, 1.0, 0.25])
 def test_logits_near_and_far(logit, x, ran):
@@ -87,7 +99,7 @@ def test_gradients_of_a_gradient_are_torchs(ran):
     logits.requires_grad_()
 
     def penalty_gradient(call, v):
-        gradient = torch.autograd.grad(call(v, x.to(v.dtype)), v, create_graph=True)[0]
+        gradient = torch.autograd.grad(call(v, x.to(v.dtype), 3), v, create_graph=True)[0]
         return torch.autograd.grad(gradient.square().sum(), v)[0]
 
     expected = penalty_gradient(bernoulli._plain, logits.detach().double().requires_grad_())
@@ -105,7 +117,7 @@ UNSUITED = {
 @pytest.mark.parametrize("what", UNSUITED)
 def test_what_does_not_suit_goes_through_torch(what, ran):
     logits, x = UNSUITED[what](*pixels(2, 3, 4, 4))
-    assert torch.equal(nats(logits, x), bernoulli._plain(logits, x))
+    assert torch.equal(nats(logits, x), bernoulli._plain(logits, x, 1))
     assert ran == []
 
 
@@ -118,4 +130,4 @@ def test_without_a_compiler_it_is_torchs(without_kernels):
     logits, x = pixels(50)
     logits.requires_grad_()
     found = without_kernels(lambda: nats(logits, x), bernoulli)
-    assert torch.equal(found, bernoulli._plain(logits, x))
+    assert torch.equal(found, bernoulli._plain(logits, x, 1))
