@@ -6,12 +6,6 @@
 
 namespace {
 
-// Log variances within the bounds that gaussian.py has.
-Vec clamped(Vec v) {
-    const Vec low = Vec{} - 30.0f, high = Vec{} + 20.0f;
-    return v < low ? low : v > high ? high : v;
-}
-
 // The first of n floats from p on, as many as a vector has, with 0 behind them.
 Vec some(const float* p, int64_t n) {
     if (n >= LANES) return load(p);
@@ -28,6 +22,40 @@ void put(float* p, Vec v, int64_t n) {
     std::copy(all, all + n, p);
 }
 
+// As many units of an image as a vector has, fewer at its end. What has a number for each of them lies as they
+// are counted, but the two of their normals in rows of a pixel: its means, then its log variances.
+struct Units {
+    int64_t first, count, channels;
+    int64_t mean[LANES];  // where that of each lies
+
+    Units(int64_t first, int64_t units, int64_t channels)
+        : first(first), count(std::min<int64_t>(LANES, units - first)), channels(channels) {
+        int64_t c = first % channels, at = 2 * (first - c);
+        for (int64_t i = 0; i < count; i++) {
+            mean[i] = at + c;
+            if (++c == channels) c = 0, at += 2 * channels;
+        }
+    }
+
+    void read(const float* h, Vec& means, Vec& log_vars) const {
+        alignas(64) float all[2][LANES] = {};
+        for (int64_t i = 0; i < count; i++) all[0][i] = h[mean[i]], all[1][i] = h[mean[i] + channels];
+        means = load(all[0]), log_vars = load(all[1]);
+    }
+
+    void write(float* h, Vec means, Vec log_vars) const {
+        alignas(64) float all[2][LANES];
+        store(all[0], means), store(all[1], log_vars);
+        for (int64_t i = 0; i < count; i++) h[mean[i]] = all[0][i], h[mean[i] + channels] = all[1][i];
+    }
+};
+
+// Log variances within the bounds that gaussian.py has.
+Vec clamped(Vec v) {
+    const Vec low = Vec{} - 30.0f, high = Vec{} + 20.0f;
+    return v < low ? low : v > high ? high : v;
+}
+
 }  // namespace
 
 extern "C" {
@@ -36,20 +64,22 @@ extern "C" {
 // (B, P, C).
 void gaussian(const float* h, const float* noise, int64_t images, int64_t pixels, int64_t channels, float* z,
               float* kl, float* penalty, int threads) {
+    const int64_t units = pixels * channels;
 #pragma omp parallel for num_threads(threads)
     for (int64_t b = 0; b < images; b++) {
         Vec sums = {};
-        for (int64_t row = b * pixels; row < (b + 1) * pixels; row++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                const int64_t at = row * channels + c, left = channels - c;
-                const Vec mean = some(h + 2 * row * channels + c, left);
-                const Vec log_var = clamped(some(h + (2 * row + 1) * channels + c, left));
-                const Vec std = exponential(0.5f * log_var);
-                const Vec nats = 0.5f * (mean * mean + std * std - log_var - 1.0f);  // 0 behind the last
-                sums += nats;
-                put(z + at, mean + std * some(noise + at, left), left);
-                put(kl + at, nats, left);
-            }
+        for (int64_t i = 0; i < units; i += LANES) {
+            const Units group(i, units, channels);
+            const int64_t at = b * units + i, n = group.count;
+            Vec mean, log_var;
+            group.read(h + 2 * b * units, mean, log_var);
+            log_var = clamped(log_var);
+            const Vec std = exponential(0.5f * log_var);
+            const Vec nats = 0.5f * (mean * mean + std * std - log_var - 1.0f);  // 0 behind the last
+            sums += nats;
+            put(z + at, mean + std * some(noise + at, n), n);
+            put(kl + at, nats, n);
+        }
         float sum = 0;
         for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
         penalty[b] = sum;
@@ -59,20 +89,20 @@ void gaussian(const float* h, const float* noise, int64_t images, int64_t pixels
 // dh of the gradients of z and kl (B, P, C) and of the penalty (B), each of which may be null.
 void gaussian_back(const float* h, const float* noise, int64_t images, int64_t pixels, int64_t channels,
                    const float* dz, const float* dkl, const float* dpenalty, float* dh, int threads) {
+    const int64_t units = pixels * channels;
 #pragma omp parallel for num_threads(threads)
     for (int64_t b = 0; b < images; b++)
-        for (int64_t row = b * pixels; row < (b + 1) * pixels; row++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                const int64_t at = row * channels + c, left = channels - c;
-                const int64_t means = 2 * row * channels + c, variances = means + channels;
-                const Vec mean = some(h + means, left), log_var = some(h + variances, left);
-                const Vec used = clamped(log_var), std = exponential(0.5f * used);
-                const Vec by_z = dz ? some(dz + at, left) : Vec{};
-                const Vec by_kl = (dkl ? some(dkl + at, left) : Vec{}) + (dpenalty ? dpenalty[b] : 0.0f);
-                put(dh + means, by_z + by_kl * mean, left);
-                const Vec by_std = by_z * some(noise + at, left);
-                const Vec by_log_var = 0.5f * (by_std * std + by_kl * (std * std - 1.0f));
-                put(dh + variances, used == log_var ? by_log_var : Vec{}, left);
-            }
+        for (int64_t i = 0; i < units; i += LANES) {
+            const Units group(i, units, channels);
+            const int64_t at = b * units + i, n = group.count;
+            Vec mean, log_var;
+            group.read(h + 2 * b * units, mean, log_var);
+            const Vec used = clamped(log_var), std = exponential(0.5f * used);
+            const Vec by_z = dz ? some(dz + at, n) : Vec{};
+            const Vec by_kl = (dkl ? some(dkl + at, n) : Vec{}) + (dpenalty ? dpenalty[b] : 0.0f);
+            const Vec by_std = by_z * some(noise + at, n);
+            const Vec by_log_var = 0.5f * (by_std * std + by_kl * (std * std - 1.0f));
+            group.write(dh + 2 * b * units, by_z + by_kl * mean, used == log_var ? by_log_var : Vec{});
+        }
 }
 }
