@@ -343,6 +343,20 @@ struct Place {
           corner(!s.strided ? 0 : s.shuffled_in ? c / (s.in / 4) : k / (s.out / 4)) {}
 };
 
+// The first n floats, of those that lie `step` apart, with 0 behind them.
+Vec strided(const float* from, int64_t step, int64_t n) {
+    if (n == LANES && step == 1) return load(from);
+    Vec v = {};
+#if defined(__AVX512F__)
+    if (n == LANES && step < 1 << 26) {
+        const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return _mm512_i32gather_ps(_mm512_mullo_epi32(places, _mm512_set1_epi32(step)), from, 4);
+    }
+#endif
+    for (int lane = 0; lane < n; lane++) v[lane] = from[lane * step];
+    return v;
+}
+
 }  // namespace
 
 extern "C" {
@@ -372,10 +386,8 @@ void winograd_weights(const float* w, const Sizes* sizes, int64_t stride_k, int6
                 for (int i = 0; i < 3; i++) {
                     const int64_t y = tap(s, back ? 2 - i : i, place.corner / 2);
                     const int64_t x = tap(s, back ? 2 - j : j, place.corner % 2);
-                    g[i] = Vec{};
-                    if (y < 0 || x < 0) continue;
                     const float* from = w + place.at + y * stride_y + x * stride_x;
-                    for (int lane = 0; lane < lanes; lane++) g[i][lane] = from[lane * place.step];
+                    g[i] = y < 0 || x < 0 ? Vec{} : strided(from, place.step, lanes);
                 }
                 kernel(g, r);
                 UNROLLED
