@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "shares.h"
 #include "vectors.h"
 
 namespace {
@@ -88,8 +89,9 @@ void normalise(const float* x, const float* more, const float* weight, const flo
     const Found<float> known(found, images, channels, groups);
     float *channel = known.channel, *gain = known.gain, *offset = known.offset;
     float *mean = known.mean, *rstd = known.rstd;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t n = 0; n < images; n++) {
+    Shares shares(images, threads);
+#pragma omp parallel num_threads(threads)
+    shares.each([&](int64_t n) {
         const Image<const float> image(x, more, n, pixels, channels, split);
         const float* a = added ? added + n * channels : nullptr;
         float *to = y + n * pixels * channels, *sums = channel + n * channels;
@@ -148,7 +150,7 @@ void normalise(const float* x, const float* more, const float* weight, const flo
                     Vec v = load(part.data + p * part.wide + i) * load(g + c) + load(o + c);
                     store(to + p * channels + c, activate ? silu(v) : v);
                 }
-    }
+    });
 }
 
 // dx (N, P, C) of the gradient dy, its channels from `split` on in `dmore`; dweight and dbias (C); dscale
@@ -167,8 +169,9 @@ void normalise_back(const float* x, const float* more, const float* dy, const fl
     float *level = times + images * channels, *biases = level + images * channels;
     const int64_t wide = channels / groups;
     const double share = 1.0 / static_cast<double>(pixels * wide);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t n = 0; n < images; n++) {
+    Shares shares(images, threads);
+#pragma omp parallel num_threads(threads)
+    shares.each([&](int64_t n) {
         const int64_t row = n * channels;
         const Image<const float> image(x, more, n, pixels, channels, split);
         const Image<float> result(dx, dmore, n, pixels, channels, split);
@@ -243,7 +246,7 @@ void normalise_back(const float* x, const float* more, const float* dy, const fl
                 times[row + c] = normed * by, biases[row + c] = sum * by;
             }
         }
-    }
+    });
 #pragma omp parallel for num_threads(threads)
     for (int64_t c = 0; c < channels; c += LANES) {
         Vec weights = {}, sums = {};

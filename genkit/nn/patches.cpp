@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "products.h"
+#include "shares.h"
 
 namespace {
 
@@ -25,63 +26,102 @@ int64_t filled(int64_t n) { return (n + 15) / 16 * 16; }
 // Rows of an image of the large map.
 struct Rows {
     int64_t begin, end;
+    bool have(int64_t y) const { return y >= begin && y < end; }
 };
 
-// Calls `call` for every line of the patches of n pixels: with the patch, the line, where in x it begins, and
-// which of its floats lie in these rows of the large map, perhaps none.
-template <class Call>
-void lines(const Maps& s, Rows rows, int64_t first, int64_t n, Call call) {
-    int64_t over = first % s.across, down = first / s.across % s.down, image = first / s.across / s.down;
-    for (int64_t i = 0; i < n; i++) {
-        const int64_t y = down * s.stride - s.top, x = over * s.stride - s.left;
-        const int64_t begin = std::clamp<int64_t>(-x, 0, s.kernel_x) * s.channels;
-        const int64_t end = std::clamp<int64_t>(s.width - x, 0, s.kernel_x) * s.channels;
-        int64_t at = ((image * s.height + y) * s.width + x) * s.channels;
-        for (int64_t j = 0; j < s.kernel_y; j++, at += s.width * s.channels) {
-            const bool inside = y + j >= rows.begin && y + j < rows.end && begin < end;
-            call(i, j, at, inside ? begin : 0, inside ? end : 0);
-        }
-        if (++over < s.across) continue;
-        over = 0;
-        if (++down < s.down) continue;
-        down = 0, image++;
+// Of a line of the window of the small map's pixel `over` of a row: where it begins in a row of the large map,
+// perhaps outside of it, and which of its floats lie inside, perhaps none.
+struct Line {
+    int64_t at, begin, end;
+    Line(const Maps& s, int64_t over) {
+        const int64_t x = over * s.stride - s.left;
+        at = x * s.channels;
+        begin = std::clamp<int64_t>(-x, 0, s.kernel_x) * s.channels;
+        end = std::max(begin, std::clamp<int64_t>(s.width - x, 0, s.kernel_x) * s.channels);
     }
+};
+
+// Calls `call` for n pixels of the small map, row by row: with how many there were before, how many follow in
+// this row, the row of the large map where their windows begin, that row's image, and the first one's place.
+template <class Call>
+void rows_of(const Maps& s, int64_t first, int64_t n, Call call) {
+    int64_t over = first % s.across, down = first / s.across % s.down, image = first / s.across / s.down;
+    for (int64_t i = 0; i < n;) {
+        const int64_t count = std::min(n - i, s.across - over);
+        call(i, count, down * s.stride - s.top, image, over);
+        i += count, over = 0;
+        if (++down == s.down) down = 0, image++;
+    }
+}
+
+// n floats of a line, of which those from `begin` to `end` lie in the map, the others being 0.
+void copy_line(const float* from, float* to, int64_t n, int64_t begin, int64_t end) {
+#if defined(__AVX512F__)
+    if (n <= LANES) {
+        _mm512_mask_storeu_ps(to, between(0, n), _mm512_maskz_loadu_ps(between(begin, end), from));
+        return;
+    }
+#endif
+    if (end - begin < n) clear(to, n);
+    copy(from + begin, to + begin, end - begin);
 }
 
 // The patches of n pixels, each with a 1 behind it, whose weight is the bias.
 void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float* to, int64_t row) {
-    const int64_t line = s.line();
-#if defined(__AVX512F__)
-    if (line <= LANES)
-        lines(s, {0, s.height}, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
-            const Vec found = _mm512_maskz_loadu_ps(between(begin, end), x + at);
-            _mm512_mask_storeu_ps(to + i * row + j * line, between(0, line), found);
-        });
-    else
-#endif
-    lines(s, {0, s.height}, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
-        float* p = to + i * row + j * line;
-        if (end - begin < line) clear(p, line);
-        copy(x + at + begin, p + begin, end - begin);
+    const int64_t line = s.line(), step = s.stride * s.channels;
+    // pixels of a row, all of whose window's columns are there
+    const int64_t lowest = (s.left + s.stride - 1) / s.stride;
+    const int64_t beyond = std::max(lowest, s.width + s.left < s.kernel_x ? 0 : (s.width + s.left - s.kernel_x) / s.stride + 1);
+    rows_of(s, first, n, [=](int64_t i, int64_t count, int64_t y, int64_t image, int64_t over) {
+        const int64_t begin = std::clamp(lowest - over, int64_t{0}, count);
+        const int64_t end = std::clamp(beyond - over, begin, count);
+        for (int64_t j = 0; j < s.kernel_y; j++) {
+            float* p = to + i * row + j * line;
+            const bool there = y + j >= 0 && y + j < s.height;
+            const float* from = x + (image * s.height + y + j) * s.width * s.channels;
+            const auto one = [&](int64_t k) {
+                const Line part(s, over + k);
+                copy_line(from + part.at, p + k * row, line, there ? part.begin : 0, there ? part.end : 0);
+            };
+            if (!there) {
+                for (int64_t k = 0; k < count; k++) clear(p + k * row, line);
+                continue;
+            }
+            for (int64_t k = 0; k < begin; k++) one(k);
+            from += (over * s.stride - s.left) * s.channels;
+            for (int64_t k = begin; k < end; k++) copy_line(from + k * step, p + k * row, line, 0, line);
+            from -= (over * s.stride - s.left) * s.channels;
+            for (int64_t k = end; k < count; k++) one(k);
+        }
     });
     for (int64_t i = 0; i < n; i++) to[i * row + s.patch()] = 1;
+}
+
+// Adds n floats of a line, of which those from `begin` to `end` lie in the map.
+void add_line(const float* from, float* to, int64_t n, int64_t begin, int64_t end) {
+#if defined(__AVX512F__)
+    if (n <= LANES) {
+        const __mmask16 mask = between(begin, end);
+        const Vec sum = _mm512_maskz_loadu_ps(mask, to) + (Vec)_mm512_maskz_loadu_ps(mask, from);
+        _mm512_mask_storeu_ps(to, mask, sum);
+        return;
+    }
+#endif
+    add(from + begin, to + begin, end - begin);
 }
 
 void add_patches(const Maps& s, Rows rows, float* x, int64_t first, int64_t n, const float* from,
                  int64_t row) {
     const int64_t line = s.line();
-#if defined(__AVX512F__)
-    if (line <= LANES)
-        lines(s, rows, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
-            const __mmask16 mask = between(begin, end);
-            const Vec sum = _mm512_maskz_loadu_ps(mask, x + at) +
-                            (Vec)_mm512_maskz_loadu_ps(mask, from + i * row + j * line);
-            _mm512_mask_storeu_ps(x + at, mask, sum);
-        });
-    else
-#endif
-    lines(s, rows, first, n, [=](int64_t i, int64_t j, int64_t at, int64_t begin, int64_t end) {
-        add(from + i * row + j * line + begin, x + at + begin, end - begin);
+    rows_of(s, first, n, [=](int64_t i, int64_t count, int64_t y, int64_t image, int64_t over) {
+        for (int64_t k = 0; k < count; k++) {  // line after line: what follows is not what was just written
+            const Line part(s, over + k);
+            float* to = x + (image * s.height + y) * s.width * s.channels + part.at;
+            for (int64_t j = 0; j < s.kernel_y; j++)
+                if (rows.have(y + j))
+                    add_line(from + (i + k) * row + j * line, to + j * s.width * s.channels, line, part.begin,
+                             part.end);
+        }
     });
 }
 
@@ -130,14 +170,14 @@ int patches_gather(const float* x, const float* w, int64_t small, int64_t large,
     pack(s, w, {small, large, taps}, bias, false, u, threads);
     const int64_t out = filled(s.out), rows = s.patch() + 1, row = apart(rows);
     const int64_t blocks = (s.pixels() + most - 1) / most;
+    Shares shares(blocks, threads);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         static thread_local Scratch scratch;
         float* patches = scratch.of(most * row, failed);
-#pragma omp for schedule(dynamic)
-        for (int64_t b = 0; b < blocks; b++) {
-            if (!patches) continue;
+        shares.each([&](int64_t b) {
+            if (!patches) return;
             const int64_t first = b * most, n = std::min(most, s.pixels() - first);
             copy_patches(s, x, first, n, patches, row);
             for (int64_t k = 0; k < out;) {
@@ -145,7 +185,7 @@ int patches_gather(const float* x, const float* w, int64_t small, int64_t large,
                 multiply_panel(panel.wide, patches, row, n, u + k * rows, rows, y + first * out + k, out);
                 k += panel.wide;
             }
-        }
+        });
     }
     return failed;
 }
@@ -160,6 +200,7 @@ int patches_scatter(const float* y, const float* w, int64_t small, int64_t large
     pack(s, w, {small, large, taps}, nullptr, true, u, threads);
     const int64_t line = s.width * s.channels;
     const int64_t columns = filled(s.patch()), row = apart(columns);
+    Shares shares(s.images * bands, threads);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -170,9 +211,8 @@ int patches_scatter(const float* y, const float* w, int64_t small, int64_t large
             const int64_t down = i / line, across = i % line / s.channels % corners, c = i % s.channels;
             start[i] = bias ? bias[(c * corners + down) * corners + across] : 0;
         }
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < s.images * bands; item++) {
-            if (!patches) continue;
+        shares.each([&](int64_t item) {
+            if (!patches) return;
             const int64_t i = item / bands, band = item % bands;
             const Rows rows{s.height * band / bands, s.height * (band + 1) / bands};
             for (int64_t j = rows.begin; j < rows.end; j++)
@@ -192,7 +232,7 @@ int patches_scatter(const float* y, const float* w, int64_t small, int64_t large
                 }
                 add_patches(s, rows, x, first, n, patches, row);
             }
-        }
+        });
     }
     return failed;
 }

@@ -19,6 +19,7 @@
 #include <algorithm>
 
 #include "products.h"
+#include "shares.h"
 
 namespace {
 
@@ -423,6 +424,7 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
     const auto from = out.whole ? transform_output<true> : transform_output<false>;
     const int64_t blocks = s.blocks(most), vectors = s.out / LANES;
     const Block block_v(most, s.in), block_m(most, PANEL);
+    Shares shares(blocks * sharers, threads);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -434,9 +436,8 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
             v = zeros + reach, m = v + block_v.size();
             std::fill(zeros, zeros + reach, 0.0f);
         }
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < blocks * sharers; item++) {
-            if (!zeros) continue;
+        shares.each([&](int64_t item) {
+            if (!zeros) return;
             const int64_t first = item / sharers * most, last = std::min(s.tiles(), first + most);
             Counts rows;
             for (int64_t t = first; t < last; t++) {
@@ -466,7 +467,7 @@ int winograd(const float* x, const float* u, const float* bias, const float* plu
                 }
                 k += panel.wide;
             }
-        }
+        });
     }
     return failed;
 }
