@@ -69,9 +69,9 @@ void copy_line(const float* from, float* to, int64_t n, int64_t begin, int64_t e
 // The patches of n pixels, each with a 1 behind it, whose weight is the bias.
 void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float* to, int64_t row) {
     const int64_t line = s.line(), step = s.stride * s.channels;
-    // pixels of a row, all of whose window's columns are there
-    const int64_t lowest = (s.left + s.stride - 1) / s.stride;
-    const int64_t beyond = std::max(lowest, s.width + s.left < s.kernel_x ? 0 : (s.width + s.left - s.kernel_x) / s.stride + 1);
+    // the pixels of a row whose windows have all their columns in the map
+    const int64_t lowest = (s.left + s.stride - 1) / s.stride, spare = s.width + s.left - s.kernel_x;
+    const int64_t beyond = spare < 0 ? lowest : std::max(lowest, spare / s.stride + 1);
     rows_of(s, first, n, [=](int64_t i, int64_t count, int64_t y, int64_t image, int64_t over) {
         const int64_t begin = std::clamp(lowest - over, int64_t{0}, count);
         const int64_t end = std::clamp(beyond - over, begin, count);
@@ -79,19 +79,20 @@ void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float
             float* p = to + i * row + j * line;
             const bool there = y + j >= 0 && y + j < s.height;
             const float* from = x + (image * s.height + y + j) * s.width * s.channels;
-            const auto one = [&](int64_t k) {
-                const Line part(s, over + k);
-                copy_line(from + part.at, p + k * row, line, there ? part.begin : 0, there ? part.end : 0);
+            const auto edges = [&](int64_t k, int64_t last) {
+                for (; k < last; k++) {
+                    const Line part(s, over + k);
+                    copy_line(from + part.at, p + k * row, line, there ? part.begin : 0, there ? part.end : 0);
+                }
             };
             if (!there) {
-                for (int64_t k = 0; k < count; k++) clear(p + k * row, line);
+                edges(0, count);
                 continue;
             }
-            for (int64_t k = 0; k < begin; k++) one(k);
-            from += (over * s.stride - s.left) * s.channels;
-            for (int64_t k = begin; k < end; k++) copy_line(from + k * step, p + k * row, line, 0, line);
-            from -= (over * s.stride - s.left) * s.channels;
-            for (int64_t k = end; k < count; k++) one(k);
+            edges(0, begin);
+            const float* whole = from + (over * s.stride - s.left) * s.channels;
+            for (int64_t k = begin; k < end; k++) copy_line(whole + k * step, p + k * row, line, 0, line);
+            edges(end, count);
         }
     });
     for (int64_t i = 0; i < n; i++) to[i * row + s.patch()] = 1;
