@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-// Each thread has a share of the items, side by side, the same from loop to loop, so that what it wrote is in its
-// cache when it reads it; when that is done it takes what others have left.
+// Each thread has a share of the items, side by side, the same from loop to loop, so that what it wrote is in
+// its cache when it reads it; when that is done it takes what others have left.
 class Shares {
     struct alignas(64) Share {
         std::atomic<int64_t> next{0};
