@@ -140,7 +140,8 @@ def _folder() -> Path | None:
 
 def _key(source: Path, compiler: list[str]) -> str:
     """A hash of all that the library depends on."""
-    texts = [path.read_bytes() for path in [source, *sorted(source.parent.glob("*.h"))]]
+    headers = {*source.parent.glob("*.h"), *(Path(__file__).parent / "nn").glob("*.h")}
+    texts = [path.read_bytes() for path in [source, *sorted(headers)]]
     parts = [*texts, shlex.join([*compiler, *_FLAGS]).encode(), _version(*compiler), _processor()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

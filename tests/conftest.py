@@ -1,4 +1,4 @@
-"""For every test: a cache of its own, and one thread."""
+"""For every test: a cache of its own, and one thread; for those of kernels: which ran, and a way without."""
 
 import pytest
 import torch
@@ -26,3 +26,32 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """Call with a module and names of its functions: the list of those that ran, in order."""
+
+    def watch(module, *names):
+        ran = []
+        for name in names:
+            call = getattr(module, name)
+            monkeypatch.setattr(
+                module, name, lambda *a, name=name, call=call: (ran.append(name), call(*a))[1]
+            )
+        return ran
+
+    return watch
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Call with a function and modules: its result without their kernels."""
+
+    def call(function, *modules):
+        with monkeypatch.context() as m:
+            for module in modules:
+                m.setattr(module, "_kernels", lambda: None)
+            return function()
+
+    return call

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import dist
-from ..nn import gaussian
+from . import gaussian
 
 COLLAPSED = 0.01  # nats: a unit whose mean KL is below carries nothing
 DEAD = 0.01  # a sparse unit that is active for less than this share of rho is never on

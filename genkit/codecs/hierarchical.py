@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import gaussian
 from .autoencoder import Autoencoder
 from .bottlenecks import Code
 
@@ -34,9 +35,7 @@ class Normal(NamedTuple):
 
 def normal_of(h: Tensor) -> Normal:
     """The normal whose means are the first half of h: (B, 2 C, 1, 1), and log variances the second."""
-    mean, log_var = h.float().chunk(2, dim=1)
-    # as in GaussianBottleneck: exp() of a stray log variance must not overflow
-    return Normal(mean, log_var.clamp(-30.0, 20.0))
+    return Normal(*gaussian.posterior(h.float()))
 
 
 def normal_kl(q: Normal, p: Normal) -> Tensor:

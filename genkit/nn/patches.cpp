@@ -29,8 +29,8 @@ struct Rows {
     bool have(int64_t y) const { return y >= begin && y < end; }
 };
 
-// Of a line of the window of the small map's pixel `over` of a row: where it begins in a row of the large map,
-// perhaps outside of it, and which of its floats lie inside, perhaps none.
+// Of a line of the window of the small map's pixel `over` of a row: where it begins in a row of the large
+// map, perhaps outside of it, and which of its floats lie inside, perhaps none.
 struct Line {
     int64_t at, begin, end;
     Line(const Maps& s, int64_t over) {
@@ -82,7 +82,8 @@ void copy_patches(const Maps& s, const float* x, int64_t first, int64_t n, float
             const auto edges = [&](int64_t k, int64_t last) {
                 for (; k < last; k++) {
                     const Line part(s, over + k);
-                    copy_line(from + part.at, p + k * row, line, there ? part.begin : 0, there ? part.end : 0);
+                    const int64_t begin = there ? part.begin : 0, end = there ? part.end : 0;
+                    copy_line(from + part.at, p + k * row, line, begin, end);
                 }
             };
             if (!there) {
@@ -115,7 +116,8 @@ void add_patches(const Maps& s, Rows rows, float* x, int64_t first, int64_t n, c
                  int64_t row) {
     const int64_t line = s.line();
     rows_of(s, first, n, [=](int64_t i, int64_t count, int64_t y, int64_t image, int64_t over) {
-        for (int64_t k = 0; k < count; k++) {  // line after line: what follows is not what was just written
+        // all lines of a window, then of the next: the one beside it overlaps, and has to wait for its sums
+        for (int64_t k = 0; k < count; k++) {
             const Line part(s, over + k);
             float* to = x + (image * s.height + y) * s.width * s.channels + part.at;
             for (int64_t j = 0; j < s.kernel_y; j++)
@@ -133,8 +135,8 @@ struct Lie {
     const int64_t* taps;
 };
 
-// u: the panels of the matrix that takes patches to pixels, with the bias (K or null) as its last row, or with
-// `back` of that which takes pixels to patches.
+// u: the panels of the matrix that takes patches to pixels, with the bias (K or null) as its last row, or
+// with `back` of that which takes pixels to patches.
 void pack(const Maps& s, const float* w, const Lie& lie, const float* bias, bool back, float* u,
           int threads) {
     const int64_t rows = back ? s.out : s.patch() + 1, real = back ? s.patch() : s.out;
@@ -191,9 +193,9 @@ int patches_gather(const float* x, const float* w, int64_t small, int64_t large,
     return failed;
 }
 
-// x: patches of y (N, h, w, K) by w, added to the bias where they overlap. bias: (C, corners, corners) or null,
-// of which a pixel takes the number that its row and column have by turns. Each image in `bands` of rows,
-// whose threads multiply once more what two of them share. 0, or 1: no memory.
+// x: patches of y (N, h, w, K) by w, added to the bias where they overlap. bias: (C, corners, corners) or
+// null, of which a pixel takes the number that its row and column have by turns. Each image in `bands` of
+// rows, whose threads multiply once more what two of them share. 0, or 1: no memory.
 int patches_scatter(const float* y, const float* w, int64_t small, int64_t large, const int64_t* taps,
                     const float* bias, int64_t corners, float* u, float* x, const Maps* maps, int64_t most,
                     int64_t bands, int threads) {

@@ -103,13 +103,16 @@ def spread(y: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
 
 def thin(x: Tensor, weight: Tensor, bias: Tensor | None, shuffled: bool) -> Tensor:
     """F.conv2d(x, weight, bias, padding=1) to few channels, by what every pixel of x adds to those around it;
-    with `shuffled`, F.pixel_shuffle of it by 2. What `takes` takes.
+    with `shuffled`, F.pixel_shuffle of it by 2.
 
-    x: (B, C, H, W), weight: (K, C, 3, 3), bias: (K,) -> (B, K, H, W), or (B, K / 4, 2 H, 2 W).
+    x: (B, C, H, W), weight: (K, C, 3, 3), bias: (K,), all of which `takes` takes -> (B, K, H, W), or
+    (B, K / 4, 2 H, 2 W).
 
     Raises:
         MemoryError: there is no memory for a block of patches.
     """
+    if x.shape[1] != weight.shape[1] or (shuffled and len(weight) % 4):
+        return _plainly_thinned(x, weight, bias, shuffled)  # which says what is wrong
     x = _rows(x)
     if learns(x, weight, bias):
         return _Thin.apply(x, weight, bias, shuffled)
@@ -215,11 +218,11 @@ class _Thin(torch.autograd.Function):
             _weight_gradients(maps, gradient, x, dw, _thin_lie(dw.stride(), shuffled))
         if needed[2]:
             db = gradient.sum(0)  # whole rows first, which is fast
-            sides = (db.shape[1] // 2, 2, db.shape[2] // 2, 2)
-            db = (
-                db.unflatten(2, sides[2:]).unflatten(1, sides[:2]).sum((1, 3)) if shuffled else db.sum((1, 2))
-            )
-            db = db.flatten()
+            if shuffled:
+                c, height, width = db.shape
+                db = db.reshape(c, height // 2, 2, width // 2, 2).sum((1, 3)).flatten()
+            else:
+                db = db.sum((1, 2))
         return dx, dw, db, None
 
 
@@ -306,10 +309,8 @@ def _gather(
     bias = None if bias is None else bias.contiguous()
     y = x.new_empty((maps.images, maps.down, maps.across, out))
     packed = x.new_empty((maps.patch() + 1) * out)
-    (given, at, *rest), read = (
-        addresses(x, weight, bias, packed, y),
-        lie or _lie(weight.stride(), weight.shape),
-    )
+    given, at, *rest = addresses(x, weight, bias, packed, y)
+    read = lie or _lie(weight.stride(), weight.shape)
     numbers, threads = longs(maps), torch.get_num_threads()
     check(kernels.patches_gather(given, at, *read, *rest, numbers, maps.block(), threads), "a convolution")
     return (y if out == maps.out else y[..., : maps.out].contiguous()).permute(0, 3, 1, 2)

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <vector>
 
-// Each thread has a share of the items, side by side, the same from loop to loop, so that what it wrote is in
-// its cache when it reads it; when that is done it takes what others have left.
+// Each thread has a share of the items, side by side: the same images in every loop over as many, so that
+// what it wrote is in its cache when it reads it. When its share is done it takes what others have left.
 class Shares {
     struct alignas(64) Share {
         std::atomic<int64_t> next{0};
@@ -22,7 +22,7 @@ public:
             shares[i].next = items * i / threads, shares[i].end = items * (i + 1) / threads;
     }
 
-    // Calls `call` for items until there are none. All threads of the region are to come here.
+    // Calls `call` for items until there are none: in a parallel region, by every thread that has time.
     template <class Call>
     void each(Call call) {
         const size_t own = omp_get_thread_num();

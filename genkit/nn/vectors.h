@@ -1,6 +1,7 @@
 // Vectors of floats as wide as the machine's registers, by the vector extension of GCC and Clang.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -28,6 +29,22 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 
 static inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 static inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// The first of n floats from p on, as many as a vector has, with 0 behind them.
+static inline Vec load_some(const float* p, int64_t n) {
+    if (n >= LANES) return load(p);
+    alignas(64) float all[LANES] = {};
+    std::copy(p, p + n, all);
+    return load(all);
+}
+
+// The first n numbers of v, at most all.
+static inline void store_some(float* p, Vec v, int64_t n) {
+    if (n >= LANES) return store(p, v);
+    alignas(64) float all[LANES];
+    store(all, v);
+    std::copy(all, all + n, p);
+}
 
 // At least n floats, in an odd number of cache lines: what lies so far apart shares no set of the cache.
 static inline int64_t apart(int64_t n) { return ((n + 15) / 16 | 1) * 16; }

@@ -11,8 +11,8 @@ from .. import noise as rng
 from ..codecs.autoencoder import Autoencoder
 from ..codecs.bottlenecks import Code
 from ..data.source import Batch
-from ..nn import bernoulli
 from ..train.objective import Loss, Noise
+from . import bernoulli
 from .corruption import Corruption
 from .judged import Judgeable, Parts
 
@@ -38,7 +38,7 @@ def mean_nats(recon: str, raw: Tensor, x: Tensor) -> Tensor:
     """
     if recon == "bce":
         return bernoulli.nats(raw, x, len(x))
-    return (0.5 / len(x)) * F.mse_loss(raw, x, reduction="sum")
+    return F.mse_loss(raw, x, reduction="sum") / (2 * len(x))
 
 
 def image_nats(recon: str, raw: Tensor, x: Tensor, log_sigma: Tensor | None) -> Tensor:

@@ -15,9 +15,8 @@ class AdamW(torch.optim.AdamW):
     """
 
     _lists: tuple[list[Tensor], ...] | None = None
-    _counts: Tensor | None = (
-        None  # of which the steps of the parameters are elements: counted in one operation
-    )
+    # of which the steps of the parameters are elements: counted in one operation
+    _counts: Tensor | None = None
 
     def __init__(
         self, parameters: list[torch.nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
@@ -37,13 +36,14 @@ class AdamW(torch.optim.AdamW):
         return loss
 
     def update(self) -> None:
-        """A step past torch's hooks and its marks for profilers, which a small network would notice."""
+        """`step` without a closure, past torch's hooks and its marks for profilers: a small network would
+        notice them. The first step, and one with a gradient missing, are torch's own."""
         (group,) = self.param_groups
         parameters = group["params"]
         gradients = [p.grad for p in parameters]
         if self._lists is None or self._counts is None or any(g is None for g in gradients):
             super().step()
-            self._list(parameters)
+            self._remember(parameters)
         else:
             averages, squares, steps = self._lists
             with torch.no_grad():
@@ -65,7 +65,7 @@ class AdamW(torch.optim.AdamW):
                 )
         torch.autograd.graph.increment_version(parameters)
 
-    def _list(self, parameters: list[Tensor]) -> None:
+    def _remember(self, parameters: list[Tensor]) -> None:
         """Keep the state in lists, once every parameter has one."""
         known = [self.state[p] for p in parameters if p in self.state]
         if self._lists is None and len(known) == len(parameters):

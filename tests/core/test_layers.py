@@ -17,12 +17,12 @@ ALLOWED = {
     "machine": set(),
     "registry": {"data", "train"},  # for type checking only
     "diffusion": {"noise", "dist"},
-    "codecs": {"noise", "dist", "nn"},
+    "codecs": {"native", "noise", "dist", "nn"},
     "nn": {"noise", "native"},
     "data": {"config", "noise", "io"},
     "io": {"config", "dist"},
     "train": {"config", "dist", "noise", "io", "data", "machine", "nn"},
-    "objectives": {"diffusion", "codecs", "nn", "train", "noise", "data", "dist"},
+    "objectives": {"native", "diffusion", "codecs", "nn", "train", "noise", "data", "dist"},
     "plots": set(),
     "evaluate": {"cache", "data", "io", "models", "dist", "noise", "config", "diffusion"},
 }

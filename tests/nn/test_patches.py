@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from genkit.nn import patches
 from genkit.nn.convolution import Conv2d, ConvTranspose2d
+from genkit.nn.winograd import Conv3x3
 
 CLOSE = 1e-5  # relative to the largest value: sums of up to a thousand products, each 2^-24 = 6e-8 off
 
@@ -115,7 +116,7 @@ def test_more_zeros_below_and_on_the_right(height, width, direct, ran):
 @pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
 @pytest.mark.parametrize("of", ["transposed", "expanded", "with no bias"])
 def test_weights_that_are_views(kind, of, direct):
-    """As spectral norm and thin layers give them."""
+    """As spectral norm gives them."""
     x = maps(3, 16, 6, 6).requires_grad_()
     function = patches.convolve if kind is Conv2d else patches.spread
     given = torch.randn(24, 16, 4, 4) if kind is Conv2d else torch.randn(16, 24, 4, 4)
@@ -247,6 +248,70 @@ def test_a_map_of_other_channels_is_torchs_business(ran):
         Conv2d(16, 16, 4, 2, 1)(maps(4, 8, 8, 8))
     with pytest.raises(RuntimeError, match="channels"):
         ConvTranspose2d(16, 16, 4, 2, 1)(maps(4, 8, 8, 8))
+    assert ran == []
+
+
+THIN = {
+    "as layers have it": lambda k, c: torch.randn(k, c, 3, 3),
+    "channels last": lambda k, c: torch.randn(k, c, 3, 3).to(memory_format=torch.channels_last),
+    "transposed": lambda k, c: torch.randn(c, k, 3, 3).transpose(0, 1),
+    "a part": lambda k, c: torch.randn(k, c + 3, 5, 4)[:, 2:-1, 1:4, :3],
+    "expanded": lambda k, c: torch.randn(1, c, 3, 1).expand(k, -1, -1, 3),
+}
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 6), (6, 1)])
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("of", THIN)
+@pytest.mark.parametrize("threads", [1, 3])  # of 2 images: in bands of rows
+def test_few_channels(of, shuffled, size, threads, ran):
+    """Oracle: torch's operations in double precision, the gradients together and each alone."""
+    torch.set_num_threads(threads)
+    weight, bias = THIN[of](4 if shuffled else 3, 24), torch.randn(4, 2)[: 4 if shuffled else 3, 1]
+    tensors = maps(2, 24, *size), weight, bias
+
+    def results(call, dtype):
+        found = []
+        for wanted in ([0], [1], [2], [0, 1, 2]):
+            given = [t.detach().to(dtype).requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+            y = call(*given, shuffled)
+            found += [y, *torch.autograd.grad(y.square().sum(), [given[i] for i in wanted])]
+        return found
+
+    expected = results(patches._plainly_thinned, torch.float64)
+    for found, exact in zip(results(patches.thin, torch.float32), expected, strict=True):
+        assert_near(found.double(), exact)
+    assert sorted(ran) == ["_gather"] * 2 + ["_scatter"] * 4 + ["_weight_gradients"] * 2
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_few_channels_gradients_of_a_gradient(shuffled):
+    """Oracle: torch's operations in double precision."""
+    tensors = [maps(2, 16, 4, 5), torch.randn(4, 16, 3, 3), torch.randn(4)]
+
+    def second(call, dtype):
+        given = [t.detach().to(dtype).requires_grad_() for t in tensors]
+        loss = call(*given, shuffled).pow(3).sum()
+        firsts = torch.autograd.grad(loss, given, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in firsts), given)
+
+    expected = second(patches._plainly_thinned, torch.float64)
+    for found, exact in zip(second(patches.thin, torch.float32), expected, strict=True):
+        assert_near(found.double(), exact)
+
+
+@pytest.mark.parametrize("channels", [8, 20])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_few_channels_of_a_map_of_others_are_torchs_business(channels, shuffled, ran):
+    with pytest.raises(RuntimeError, match="channels"):
+        Conv3x3(16, 12 if shuffled else 3)(maps(2, channels, 6, 6), shuffled=shuffled)
+    assert ran == []
+
+
+@pytest.mark.parametrize("out", [2, 6])
+def test_few_channels_that_make_no_corners_are_torchs_business(out, ran):
+    with pytest.raises(RuntimeError, match="divisible"):
+        Conv3x3(16, out)(maps(2, 16, 6, 6), shuffled=True)
     assert ran == []
 
 

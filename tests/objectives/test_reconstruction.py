@@ -9,7 +9,7 @@ from torch.distributions import Bernoulli, Normal
 from genkit.data.source import Batch, Info
 from genkit.errors import InputError
 from genkit.models import vae
-from genkit.nn import bernoulli
+from genkit.objectives import bernoulli
 from genkit.objectives.reconstruction import binarised, gaussian_nats, image_nats, psnr
 from genkit.train.objective import Noise
 

@@ -2,28 +2,12 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "../nn/vectors.h"
 
 namespace {
 
-// The first of n floats from p on, as many as a vector has, with 0 behind them.
-Vec some(const float* p, int64_t n) {
-    if (n >= LANES) return load(p);
-    alignas(64) float all[LANES] = {};
-    std::copy(p, p + n, all);
-    return load(all);
-}
-
-// The first n numbers of v, at most all.
-void put(float* p, Vec v, int64_t n) {
-    if (n >= LANES) return store(p, v);
-    alignas(64) float all[LANES];
-    store(all, v);
-    std::copy(all, all + n, p);
-}
-
-// As many units of an image as a vector has, fewer at its end. What has a number for each of them lies as they
-// are counted, but the two of their normals in rows of a pixel: its means, then its log variances.
+// As many units of an image as a vector has, fewer at its end. What has one number for each of them lies as
+// they are counted; h has two, by pixels: a pixel's means, then its log variances.
 struct Units {
     int64_t first, count, channels;
     int64_t mean[LANES];  // where that of each lies
@@ -50,7 +34,7 @@ struct Units {
     }
 };
 
-// Log variances within the bounds that gaussian.py has.
+// Log variances within the bounds of gaussian.py.
 Vec clamped(Vec v) {
     const Vec low = Vec{} - 30.0f, high = Vec{} + 20.0f;
     return v < low ? low : v > high ? high : v;
@@ -74,11 +58,11 @@ void gaussian(const float* h, const float* noise, int64_t images, int64_t pixels
             Vec mean, log_var;
             group.read(h + 2 * b * units, mean, log_var);
             log_var = clamped(log_var);
-            const Vec std = exponential(0.5f * log_var);
-            const Vec nats = 0.5f * (mean * mean + std * std - log_var - 1.0f);  // 0 behind the last
+            const Vec sigma = exponential(0.5f * log_var);
+            const Vec nats = 0.5f * (mean * mean + sigma * sigma - log_var - 1.0f);  // 0 behind the last
             sums += nats;
-            put(z + at, mean + std * some(noise + at, n), n);
-            put(kl + at, nats, n);
+            store_some(z + at, mean + sigma * load_some(noise + at, n), n);
+            store_some(kl + at, nats, n);
         }
         float sum = 0;
         for (int lane = 0; lane < LANES; lane++) sum += sums[lane];
@@ -97,11 +81,11 @@ void gaussian_back(const float* h, const float* noise, int64_t images, int64_t p
             const int64_t at = b * units + i, n = group.count;
             Vec mean, log_var;
             group.read(h + 2 * b * units, mean, log_var);
-            const Vec used = clamped(log_var), std = exponential(0.5f * used);
-            const Vec by_z = dz ? some(dz + at, n) : Vec{};
-            const Vec by_kl = (dkl ? some(dkl + at, n) : Vec{}) + (dpenalty ? dpenalty[b] : 0.0f);
-            const Vec by_std = by_z * some(noise + at, n);
-            const Vec by_log_var = 0.5f * (by_std * std + by_kl * (std * std - 1.0f));
+            const Vec used = clamped(log_var), sigma = exponential(0.5f * used);
+            const Vec by_z = dz ? load_some(dz + at, n) : Vec{};
+            const Vec by_kl = (dkl ? load_some(dkl + at, n) : Vec{}) + (dpenalty ? dpenalty[b] : 0.0f);
+            const Vec by_sigma = by_z * load_some(noise + at, n);
+            const Vec by_log_var = 0.5f * (by_sigma * sigma + by_kl * (sigma * sigma - 1.0f));
             group.write(dh + 2 * b * units, by_z + by_kl * mean, used == log_var ? by_log_var : Vec{});
         }
 }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..native import INT, LONG, POINTER, addresses, library, readable
-from . import again
+from ..nn import again
 
 
 def nats(logits: Tensor, x: Tensor, images: int = 1) -> Tensor:
@@ -32,11 +32,13 @@ def _plain(logits: Tensor, x: Tensor, images: int) -> Tensor:
 
 
 def _suits(logits: Tensor, x: Tensor) -> bool:
+    # with channels last or not: the order is none of a sum's business
+    layouts = (torch.contiguous_format, *([torch.channels_last] if logits.ndim == 4 else []))
     return (
         readable(logits, x)
-        and logits.shape == x.shape
-        and logits.is_contiguous()
-        and x.is_contiguous()
+        and logits.numel() > 0
+        and (logits.shape, logits.stride()) == (x.shape, x.stride())
+        and any(logits.is_contiguous(memory_format=layout) for layout in layouts)
         and not x.requires_grad
         and _kernels() is not None
     )
@@ -64,9 +66,9 @@ class _Nats(torch.autograd.Function):
 def _summed(logits: Tensor, x: Tensor, images: int, slope: Tensor | None) -> Tensor:
     kernels, n = _kernels(), logits.numel()
     assert kernels is not None
-    sums = torch.empty(kernels.bernoulli_sums(n), dtype=torch.float64)
+    sums = logits.new_empty(kernels.bernoulli_sums(n), dtype=torch.float64)
     given, made = addresses(logits, x), addresses(slope, sums)
-    kernels.bernoulli(*given, n, 1 / images, *made, torch.get_num_threads())
+    kernels.bernoulli(*given, n, 1 / images, *made, min(len(sums), torch.get_num_threads()))
     return (sums.sum() / images).float()
 
 

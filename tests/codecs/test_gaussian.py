@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from genkit.nn import gaussian
-from genkit.nn.gaussian import coded
+from genkit.codecs import gaussian
+from genkit.codecs.gaussian import coded
 
 
 @pytest.fixture
@@ -79,6 +79,23 @@ def test_gradients_of_a_gradient(ran):
     found, exact = second(coded, h, noise), second(gaussian._plain, h.double(), noise.double())
     assert (found - exact).abs().max() <= 1e-5 * exact.abs().max()
     assert ran[0] == "_forward"
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_what_nobody_asks_the_gradient_of(create_graph):
+    class Deaf(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None
+
+    h, noise = setting(3, 4, 2, 2)
+    h.requires_grad_()
+    total = Deaf.apply(coded(h, noise)[0]).sum()
+    assert torch.autograd.grad(total, h, create_graph=create_graph, allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("channel", [0, 1, 20, 21])  # means and log variances

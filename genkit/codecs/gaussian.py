@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..native import INT, LONG, POINTER, addresses, library, readable
-from . import again
+from ..nn import again
 
 # exp() of a stray log variance must not overflow; nothing of use lies outside (Rombach et al. 2022)
 LOG_VARIANCES = -30.0, 20.0
@@ -69,6 +69,8 @@ class _Coded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
         h, noise = ctx.saved_tensors
+        if all(g is None for g in gradients):
+            return None, None
         if torch.is_grad_enabled():
 
             def times(h: Tensor) -> Tensor:

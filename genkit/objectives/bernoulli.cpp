@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "vectors.h"
+#include "../nn/vectors.h"
 
 namespace {
 
@@ -32,6 +32,14 @@ Vec nats(Vec logit, Vec x, Vec& slope) {
     return (negative ? Vec{} : logit) - target * logit + log_of_odds(e * more * inverse);
 }
 
+// The first n numbers of v, with 0 behind them.
+Vec first(Vec v, int64_t n) {
+    if (n >= LANES) return v;
+    alignas(64) float all[LANES];
+    store(all, v);
+    return load_some(all, n);
+}
+
 }  // namespace
 
 extern "C" {
@@ -39,30 +47,22 @@ extern "C" {
 // How many sums `bernoulli` makes of n numbers.
 int64_t bernoulli_sums(int64_t n) { return (n + CHUNK - 1) / CHUNK; }
 
-// sums: the nats of n pixels x in [-1, 1] by their logits, chunk by chunk. slope (n), perhaps null: `by` times
-// the gradient by the logits.
+// sums: the nats of n pixels x in [-1, 1] by their logits, chunk by chunk. slope (n), perhaps null: `by`
+// times the gradient by the logits.
 void bernoulli(const float* logits, const float* x, int64_t n, float by, float* slope, double* sums,
                int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t chunk = 0; chunk < bernoulli_sums(n); chunk++) {
         const int64_t end = std::min(n, (chunk + 1) * CHUNK);
         Vec sum = {}, gradient;
-        int64_t i = chunk * CHUNK;
-        for (; i + LANES <= end; i += LANES) {
-            sum += nats(load(logits + i), load(x + i), gradient);
-            if (slope) store(slope + i, by * gradient);
+        for (int64_t i = chunk * CHUNK; i < end; i += LANES) {
+            const int64_t left = end - i;
+            const Vec found = nats(load_some(logits + i, left), load_some(x + i, left), gradient);
+            sum += first(found, left);
+            if (slope) store_some(slope + i, by * gradient, left);
         }
         double total = 0;
         for (int lane = 0; lane < LANES; lane++) total += sum[lane];
-        if (i < end) {
-            alignas(64) float last[2][LANES] = {}, found[LANES];
-            std::copy(logits + i, logits + end, last[0]);
-            std::copy(x + i, x + end, last[1]);
-            sum = nats(load(last[0]), load(last[1]), gradient);
-            store(found, by * gradient);
-            for (int lane = 0; lane < end - i; lane++) total += sum[lane];
-            if (slope) std::copy(found, found + (end - i), slope + i);
-        }
         sums[chunk] = total;
     }
 }
