@@ -182,6 +182,11 @@ def _describe(
         f"{name}: {parameters:.2f} M parameters, {info.count} {info.kind} of {shape} from {info.name}, "
         f"{steps} steps of {optim.batch_size} on {device} in {precision} -> {out}"
     )
+    if optim.warmup >= steps > 1:
+        say(
+            f"note: the learning rate rises in all {steps} steps (--warmup {optim.warmup}) and ends at "
+            f"{steps / optim.warmup:.0%} of --lr; try --warmup {steps // 10}"
+        )
 
 
 class Log:

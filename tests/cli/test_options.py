@@ -117,3 +117,15 @@ def test_recipe_through_a_pipe(tmp_path):
     line = """genkit info --recipe <(printf 'command = "info"\\nfile = "none.png"\\n')"""
     done = shell(line, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "genkit: none.png does not exist\n")
+
+
+@pytest.mark.parametrize("warmup, share", [(0, None), (2, None), (3, "100%"), (500, "1%")])
+def test_a_run_within_its_warm_up_is_said(warmup, share, capfd, tmp_path, monkeypatch):
+    """Oracle: three steps reach the whole rate where it rises over fewer, and are told their share of it."""
+    monkeypatch.chdir(tmp_path)
+    command = f"train ae --data digits --arch mlp --latent 2 --steps 3 --batch-size 8 --warmup {warmup}"
+    code, _, err = genkit(capfd, *command.split())
+    assert code == 0, err
+    found = [line for line in err.splitlines() if "the learning rate rises in all 3 steps" in line]
+    assert len(found) == (share is not None)
+    assert all(f"(--warmup {warmup}) and ends at {share} of --lr" in line for line in found)
