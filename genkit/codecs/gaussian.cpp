@@ -9,11 +9,11 @@ namespace {
 // As many units of an image as a vector has, fewer at its end. What has one number for each of them lies as
 // they are counted; h has two, by pixels: a pixel's means, then its log variances.
 struct Units {
-    int64_t first, count, channels;
+    int64_t count, channels;
     int64_t mean[LANES];  // where that of each lies
 
     Units(int64_t first, int64_t units, int64_t channels)
-        : first(first), count(std::min<int64_t>(LANES, units - first)), channels(channels) {
+        : count(std::min<int64_t>(LANES, units - first)), channels(channels) {
         int64_t c = first % channels, at = 2 * (first - c);
         for (int64_t i = 0; i < count; i++) {
             mean[i] = at + c;
