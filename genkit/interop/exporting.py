@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..diffusion.denoiser import Denoiser
 from ..errors import InputError, with_article
 from ..io.atomic import atomic, write_text
-from ..models.ddpm import DdpmConfig
+from ..models.ddpm import DdpmConfig, levels
 from ..models.imported_unet import SCHEDULES, ImportedUnetConfig
 from ..models.imported_vae import ImportedVaeConfig
 from ..models.load import Loaded
@@ -112,7 +112,7 @@ def as_unet2d(loaded: Loaded) -> ImportedUnetConfig:
     attention = tuple(isinstance(level.attentions[0], Attention) for level in network.down)  # type: ignore[union-attr, index]
     groups, middle_groups = _groups(loaded, network)
     return ImportedUnetConfig(
-        channels=tuple(config.width * m for m in config.multipliers),
+        channels=tuple(config.width * m for m in levels(config, loaded.info)[0]),
         blocks=config.blocks,
         attention_down=attention,
         attention_up=attention[::-1],
@@ -141,15 +141,15 @@ def as_unet2d(loaded: Loaded) -> ImportedUnetConfig:
 
 def _missing(loaded: Loaded, network: UNet) -> list[str]:
     """Settings of a ddpm, each with why the `UNet2DModel` pipelines cannot have it."""
-    config = loaded.config
-    known = ", ".join(SCHEDULES)
+    config, known = loaded.config, ", ".join(SCHEDULES)
+    multiplier = levels(config, loaded.info)[0][0]
     found = (
         (loaded.info.kind != "images", f"data of kind {loaded.info.kind} (its pipelines draw images)"),
         (network.patch != 1, f"patch {network.patch} (it has no space-to-depth; train with --patch 1)"),
         (network.classes, "class_conditional (it has no null class)"),
         (
-            config.multipliers[0] != 1,
-            f"multipliers[0] {config.multipliers[0]} (it starts with the first level's channels)",
+            multiplier != 1,
+            f"multipliers[0] {multiplier} (it starts with the first level's channels)",
         ),
         (config.target not in ("eps", "x0", "v"), f"target {config.target} (it knows eps, x0 and v)"),
         (config.schedule not in SCHEDULES, f"schedule {config.schedule} (it knows {known})"),

@@ -26,9 +26,10 @@ class DdpmConfig:
     """Settings of `genkit train ddpm`."""
 
     width: int = arg(64, "Channels of the first level.", min=2, panel="Network")
-    multipliers: tuple[int, ...] = arg(
-        (1, 2),
-        "Channels of each level over --width; each level but the last halves the size.",
+    multipliers: tuple[int, ...] | None = arg(
+        None,
+        "Channels of each level over --width; each level but the last halves the size; default: 1,2, or 2 "
+        "alone where the size is odd.",
         min=1,
         panel="Network",
     )
@@ -95,6 +96,15 @@ class DdpmConfig:
     )
 
 
+def levels(config: DdpmConfig, info: Info) -> tuple[tuple[int, ...], int]:
+    """The multipliers and the patch of the network for data like that of `info`: what the configuration says,
+    or what fits."""
+    size = info.shape[1:]
+    patch = config.patch or (2 if info.kind == "images" and min(size) >= 24 else 1)
+    odd = any(side // patch % 2 for side in size)
+    return config.multipliers if config.multipliers is not None else (2,) if odd else (1, 2), patch
+
+
 def build(config: DdpmConfig, info: Info) -> Denoiser:
     """The denoiser for data like that of `info`.
 
@@ -110,14 +120,14 @@ def build(config: DdpmConfig, info: Info) -> Denoiser:
     _check_loss(config)
     learned = config.loss != "simple"
     channels, height, width = info.shape
-    patch = config.patch or (2 if info.kind == "images" and min(height, width) >= 24 else 1)
+    multipliers, patch = levels(config, info)
     try:
         network = UNet(
             channels,
             channels * (2 if learned else 1),
             max(height, width),
             width=config.width,
-            multipliers=config.multipliers,
+            multipliers=multipliers,
             blocks=config.blocks,
             attention=config.attention,
             head_dim=config.head_dim,

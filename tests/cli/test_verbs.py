@@ -489,3 +489,19 @@ def test_decode_takes_the_null_class(work, capfd):
     """Oracle: exit 0 for what a diffusion model drew of no class."""
     relabelled(work, (0, 10), model="m")
     assert genkit(capfd, "decode", "two.safetensors", "-m", "runs/vae", "-o", "new/")[0] == 0
+
+
+def test_the_network_that_is_not_described_fits_odd_latents(capfd, tmp_path, monkeypatch):
+    """Oracle: latents of 3x3 are learned, drawn and decoded, as those of 7x7 in the README's chain are."""
+    monkeypatch.chdir(tmp_path)
+    steps = ("--steps", "2", "--batch-size", "16", "--width", "8")
+    for command in (
+        ("train", "vae", "--data", "digits", "--size", "12", "--latent", "2x3x3", *steps, "-o", "runs/vae"),
+        ("encode", "digits", "--size", "12", "-m", "runs/vae", "-o", "z.safetensors"),
+        ("train", "ddpm", "--data", "z.safetensors", "--blocks", "1", *steps, "-o", "runs/ldm"),
+        ("sample", "ddim", "-m", "runs/ldm", "-n", "3", "--steps", "2", "-o", "new.safetensors"),
+        ("decode", "new.safetensors", "-m", "runs/vae", "-o", "img/"),
+    ):
+        code, _, err = genkit(capfd, *command)
+        assert code == 0, err
+    assert [Image.open(file).size for file in sorted(Path("img").glob("*.png"))] == [(12, 12)] * 3

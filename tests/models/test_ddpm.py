@@ -97,6 +97,25 @@ def test_every_target_trains(target):
 
 
 @pytest.mark.parametrize(
+    "kind, size, channels",
+    [
+        ("latents", (7, 7), [16]),
+        ("latents", (8, 8), [8, 16]),
+        ("latents", (8, 7), [16]),
+        ("images", (28, 28), [8, 16]),
+        ("images", (26, 26), [16]),  # 13x13 patches
+    ],
+)
+def test_the_network_that_is_not_described_fits(kind, size, channels):
+    """Oracle: two levels where the size can be halved, else the lower one alone; the shape comes back."""
+    shape = (4, *size)
+    network = build(DdpmConfig(width=8, norm_groups=4), Info("z", kind, shape, 100)).network
+    assert [level.blocks[-1].conv2.out_channels for level in network.down] == channels
+    x = torch.randn(2, *shape)
+    assert network(x, torch.tensor([3.0, 700.0])).shape == x.shape
+
+
+@pytest.mark.parametrize(
     "changes, message",
     [
         ({"multipliers": (1, 1, 1, 1), "patch": 1}, "28x28"),
